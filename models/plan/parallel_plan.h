@@ -1,0 +1,109 @@
+// ParallelPlan: how a model is spread over a mesh of ranks, and how a step is scheduled.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "models/base/status.h"
+#include "models/spec/cluster_spec.h"
+#include "models/spec/model_spec.h"
+
+namespace trainyard {
+
+enum class PipelineSchedule { OneFOneB, Interleaved };
+
+enum class RecomputeMode { None, Selective, Full };
+
+/// What Selective recomputes in the backward pass instead of keeping it.
+struct RecomputeModules {
+  bool core_attn = true;
+  bool norm = false;
+  bool activation = false;
+};
+
+/// F64 is for proofs: every tensor of the program in float64.
+enum class Precision { Bf16, F32, F64 };
+
+/// When gradients are summed over data-parallel ranks.
+enum class GradSync { LastMicroBatch, EveryMicroBatch };
+
+/// What happens to a token whose expert buffer is full.
+enum class MoeOverflow { Fail, Drop };
+
+struct OverlapSwitches {
+  bool grad_reduce = true;   // gradient buckets leave while the backward pass still runs
+  bool param_gather = true;  // updated parameters arrive while the forward pass starts
+  bool p2p = true;           // pipeline sends and receives beside compute (interleaved only)
+};
+
+struct MoePlan {
+  /// Static bound of an expert buffer over its mean load; unset: the worst case.
+  std::optional<double> buffer_factor;
+  MoeOverflow overflow = MoeOverflow::Fail;
+};
+
+struct OptimizerSpec {
+  double learning_rate = 3e-4;
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double eps = 1e-8;
+  /// Decoupled, on tensors of two dimensions or more.
+  double weight_decay = 0.1;
+  /// Global gradient norm above which gradients are scaled down; 0: never.
+  double clip_grad = 1.0;
+};
+
+struct ParallelPlan {
+  std::string name;
+  // Mesh axes. ep folds into cp x dp: it divides their product and adds no ranks.
+  std::int64_t tp = 1;
+  std::int64_t cp = 1;
+  std::int64_t ep = 1;
+  std::int64_t pp = 1;
+  std::int64_t dp = 1;
+  /// Fastest-varying axis first: "tp-cp-ep-dp-pp" or "tp-cp-ep-pp-dp" (Megatron's two orders).
+  std::string order = "tp-cp-ep-dp-pp";
+  bool sequence_parallel = false;
+  /// 0: replicated; 1: optimizer state sharded; 2: gradients too.
+  std::int64_t zero_stage = 0;
+  /// Unset: every micro-batch for ZeRO 2 without pipeline, else the last one.
+  std::optional<GradSync> grad_sync;
+
+  PipelineSchedule schedule = PipelineSchedule::OneFOneB;
+  std::int64_t virtual_stages = 1;
+  /// Decoder layers of each stage-chunk, in model order (chunk 0 of stage 0, of stage 1, ...);
+  /// empty: even, with what is left over given to the middle of the pipeline.
+  std::vector<std::int64_t> layers_per_chunk;
+
+  std::int64_t sequence_length = 0;
+  std::int64_t micro_batch = 1;
+  std::int64_t global_batch = 0;  // sequences per step
+
+  RecomputeMode recompute = RecomputeMode::None;
+  RecomputeModules recompute_modules;
+  Precision precision = Precision::Bf16;
+  /// Gradients are accumulated and reduced in float32; off: in the parameters' type.
+  bool fp32_gradients = true;
+  OverlapSwitches overlap;
+  /// Target size of a gradient bucket, in bytes of the gradient type.
+  std::int64_t bucket_bytes = std::int64_t{160} << 20;
+  MoePlan moe;
+  OptimizerSpec optimizer;
+
+  [[nodiscard]] std::int64_t ranks() const { return tp * cp * pp * dp; }
+  [[nodiscard]] std::int64_t micro_batches() const { return global_batch / (dp * micro_batch); }
+  [[nodiscard]] std::int64_t chunks() const { return pp * virtual_stages; }
+  [[nodiscard]] GradSync effective_grad_sync() const;
+};
+
+/// Decoder layers of each chunk in model order; `plan.chunks()` entries that sum to the model's layers.
+std::vector<std::int64_t> layers_per_chunk(const ModelSpec& model, const ParallelPlan& plan);
+
+/// All rules that the plan breaks on its own and against the model; the cluster is checked
+/// when given (enough GPUs, tp within the NVLink domain).
+Problems validate(const ParallelPlan& plan, const ModelSpec& model, const ClusterSpec* cluster,
+                  const std::string& path = "$");
+
+}  // namespace trainyard

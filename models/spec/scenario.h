@@ -1,0 +1,44 @@
+// Scenario: model, plan, cluster, faults and policies in one file, each inline or by reference
+// to another file. What `trainyard sim run` takes.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "models/plan/parallel_plan.h"
+#include "models/spec/cluster_spec.h"
+#include "models/spec/fault_spec.h"
+#include "models/spec/model_spec.h"
+#include "models/spec/policy_spec.h"
+
+namespace trainyard {
+
+struct Scenario {
+  std::string name;
+  std::string description;
+  std::uint64_t seed = 1;
+  ModelSpec model;
+  ParallelPlan plan;
+  ClusterSpec cluster;
+  FaultSpec faults;
+  /// The first is the one under test; reports set the others beside it.
+  std::vector<PolicySpec> policies;
+  /// Wall-clock length of the simulated run; 0: only one step is simulated.
+  double duration_s = 0;
+  /// Name of the software-stack profile: scenarios/profiles/stack-<name>.json.
+  std::string stack = "default";
+};
+
+/// Reads a scenario file and what it refers to (paths relative to the file that names them),
+/// validates everything and returns all problems found.
+Result<Scenario> load_scenario(const std::string& file);
+
+/// The same from text; `file` is used in messages and to resolve references.
+Result<Scenario> parse_scenario(std::string_view text, const std::string& file);
+
+Result<ModelSpec> load_model(const std::string& file);
+Result<ClusterSpec> load_cluster(const std::string& file);
+
+}  // namespace trainyard

@@ -4,7 +4,9 @@
 // Conventions. Tensors are row-major. T is the number of token rows that an op sees, d the
 // hidden size. Rows of a micro-batch run sequence by sequence: row = i * s + t for sequence i
 // and local position t. "+=" marks outputs that are accumulated into. An operand in [brackets]
-// is present only when the attribute named beside it says so.
+// is present only when the attribute named beside it says so. Under sequence parallelism an
+// operand of T rows may be paired with positions or samples of tp*T rows: it is then this tp
+// rank's block of them.
 #pragma once
 
 #include <array>
@@ -29,6 +31,7 @@ enum class OpKind : std::uint8_t {
   NormGrad,       // in dy, x, weight, rstd, [mean]          out dx[T,d], dweight[d] +=, [dbias[d] +=]
   Matmul,         // in A, B, [bias[n]: has_bias]            out C[m,n] (+= if accumulate) = alpha * op(A)[m,k] op(B)[k,n] + bias;
                   //   trans_a: A is stored [k,m]; trans_b: B is stored [n,k]
+  BiasAdd,        // in x[T,n], bias[n]                      out y = x + bias
   BiasGrad,       // in dy[T,n]                              out dbias[n] += sum over rows
   Activation,     // in h[T,2f] (gate | up) when gated, else h[T,f]; [counts i32[S,C,El]: has_counts] out a[T,f] = act(gate) * up, or act(h)
   ActivationGrad, // in da[T,f], h, [counts]                 out dh like h
@@ -61,8 +64,8 @@ enum class OpKind : std::uint8_t {
   XentGrad,       // in logits, max, stats, labels           out dlogits[T,Vl] = scale * dloss/dlogits
   // --- communication (group and stream name the communicator)
   AllReduce,      // in x                                    out y (may be x); reduce: Sum or Max
-  AllGather,      // in x[n]                                 out y[g*n], blocks in group order
-  ReduceScatter,  // in x[g*n]                               out y[n], this rank's block of the sum
+  AllGather,      // in x[n]                                 out y[g*n], blocks in group order. in_place: x is y; this rank's block of it is the input
+  ReduceScatter,  // in x[g*n]                               out y[n], this rank's block of the sum. in_place: y is x; only this rank's block is valid after
   AllToAllCounts, // in counts i32[E]                        out recv i32[C=ep,El]: how many rows each source sends for each local expert
   AllToAllV,      // in rows, counts i32[E], recv i32[C,El]  out: rows by (source, expert), at most `rows_bound`. reverse: from that layout
                   //   back to the sender's permuted order. A count over the bound is a typed failure or a drop (plan)
@@ -71,9 +74,10 @@ enum class OpKind : std::uint8_t {
   Zero,           // out x = 0
   Copy,           // in x                                    out y = x, converted to y's type
   Accumulate,     // in x                                    out y += x
-  SquaredNorm,    // in grads                                out sum f32[1] += sum of squares; each parameter counted on one rank only (bucket)
-  AdamW,          // in grads, norm f32[1]                   out param, master f32 +=, m f32 +=, v f32 +=; step size and clipping: OptimizerSpec;
-                  //   decay only where the bucket's table says so
+  SquaredNorm,    // in grads                                out sum f32[1] += sum of squares. grads is a bucket, of which this rank's block counts when
+                  //   the state is sharded, or the shard itself (by its size); tp-replicated parameters count on tp rank 0 only, tied copies never
+  AdamW,          // in grads (as above), norm f32[1]        out params (the bucket, this rank's block), master f32[shard] +=, m f32 +=, v f32 +=; norm is
+                  //   the global sum of squares; step size and clipping: OptimizerSpec; decay only where the bucket's table says so
   HostSync,       // the host waits for the stream (device-side counts are read back)
   Join,           // no work: later compute waits for this op's dependencies
 };
@@ -141,6 +145,8 @@ struct OpAttributes {
   bool reverse = false;                       // SortByExpert, AllToAllV
   std::int64_t segments = 1, rows_bound = 0;  // S; rows per segment R
   Reduce reduce = Reduce::Sum;
+  bool in_place = false;     // AllGather, ReduceScatter
+  double fill = 1;           // expected share of the rows of a bounded buffer that hold data (cost only)
   std::int32_t bucket = -1;  // SquaredNorm, AdamW, gradient collectives: index into the chunk's buckets
 };
 

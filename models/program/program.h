@@ -50,7 +50,7 @@ struct Tensor {
   [[nodiscard]] std::int64_t bytes() const { return shape.elements() * size_of(dtype); }
 };
 
-enum class BlockKind : std::uint8_t { Forward, Backward, StepBegin, GradientSync, Optimizer, ParamGather };
+enum class BlockKind : std::uint8_t { StepBegin, ParamGather, Forward, Backward, GradientSync, GradNorm, Optimizer };
 const char* to_string(BlockKind kind);
 
 /// A template: ops in launch order, tensors placed in role frames.
@@ -72,7 +72,10 @@ enum class Init : std::uint8_t { Normal, Ones, Zeros };
 struct ParamPart {
   std::string name;                        // "model.layers.3.self_attn.q_proj.weight"
   std::vector<std::int64_t> global_shape;  // as Hugging Face stores it
-  /// Stored transposed with respect to Hugging Face (never, at present, for shipped families).
+  /// Hugging Face stores [in, out] where we store [out, in] (GPT-2's Conv1D).
+  bool transposed = false;
+  /// Rows [first_row, first_row + rows) of our dimension 0 that this part takes of the tensor.
+  std::int64_t first_row = 0, rows = 0;
   std::int64_t expert = -1;  // global expert index, or -1
 };
 

@@ -37,7 +37,7 @@ enum class OpKind : std::uint8_t {
   ActivationGrad, // in da[T,f], h, [counts]                 out dh like h
   Add,            // in a, b                                 out c = a + b
   Dropout,        // in x[T,d], samples i32[T], positions i32[T] out y[T,d] = x * keep / (1-p); keep is a pure function of
-                  //   (step seed, salt, sample, position, column), so the same op is its own gradient
+                  //   (step seed, model layer, salt, sample, position, column), so the same op is its own gradient
   // --- attention
   SplitQkv,       // in qkv[T,(hq+2hk)*dh] (q | k | v), [positions: rope] out q[T,hq*dh], k[T,hk*dh], v[T,hk*dh]; rotate-half rope on q, k
   MergeQkvGrad,   // in dq, dk, dv, [positions: rope]        out dqkv, the transpose of SplitQkv
@@ -137,9 +137,10 @@ struct OpAttributes {
   bool rope = false;
   double rope_theta = 0;
   std::int64_t heads = 0, kv_heads = 0, head_dim = 0, window = 0, batch = 1;
-  std::int64_t cp = 1;     // Attention*: key blocks
-  double probability = 0;  // Dropout
-  std::uint32_t salt = 0;  // Dropout: layer and site
+  std::int64_t cp = 1;      // Attention*: key blocks
+  double probability = 0;   // Dropout
+  std::uint32_t salt = 0;   // Dropout: site in the layer
+  std::int64_t layer = -1;  // Dropout: decoder layer counted from the chunk's first; -1: embedding
   std::int64_t top_k = 0, experts = 0, local_experts = 0;
   bool renormalize = false;
   bool reverse = false;                       // SortByExpert, AllToAllV

@@ -106,6 +106,8 @@ struct Param {
 struct Bucket {
   Group group = Group::DpCp;  // DpCp for dense, Edp for expert parameters
   std::vector<Param> params;
+  /// Holds one of the two copies of a tied embedding: summed over both stages before anything else.
+  bool tied_across_stages = false;
   std::int64_t elements = 0;            // padded
   std::int64_t param_offset_bytes = 0;  // in the chunk's Params frame
   std::int64_t grad_offset_bytes = 0;   // in the chunk's Grads frame

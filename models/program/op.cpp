@@ -1,0 +1,95 @@
+#include "models/program/op.h"
+
+#include "models/base/check.h"
+
+namespace trainyard {
+
+const char* to_string(OpKind kind) {
+  static constexpr const char* kNames[] = {"Embedding",
+                                           "EmbeddingGrad",
+                                           "PositionAdd",
+                                           "PositionGrad",
+                                           "Norm",
+                                           "NormGrad",
+                                           "Matmul",
+                                           "BiasAdd",
+                                           "BiasGrad",
+                                           "Activation",
+                                           "ActivationGrad",
+                                           "Add",
+                                           "Dropout",
+                                           "SplitQkv",
+                                           "MergeQkvGrad",
+                                           "Attention",
+                                           "AttentionGrad",
+                                           "Router",
+                                           "RouterGrad",
+                                           "Permute",
+                                           "PermuteGrad",
+                                           "Unpermute",
+                                           "UnpermuteGrad",
+                                           "SortByExpert",
+                                           "GroupedMatmul",
+                                           "GroupedMatmulWgrad",
+                                           "XentMax",
+                                           "XentSum",
+                                           "XentLoss",
+                                           "XentGrad",
+                                           "AllReduce",
+                                           "AllGather",
+                                           "ReduceScatter",
+                                           "AllToAllCounts",
+                                           "AllToAllV",
+                                           "SendRecv",
+                                           "Zero",
+                                           "Copy",
+                                           "Accumulate",
+                                           "SquaredNorm",
+                                           "AdamW",
+                                           "HostSync",
+                                           "Join"};
+  static_assert(std::size(kNames) == kOpKindCount);
+  return kNames[static_cast<int>(kind)];
+}
+
+const char* to_string(Stream stream) {
+  static constexpr const char* kNames[] = {
+      "compute",          "tp", "cp", "ep", "pp", "pp.forward.send", "pp.forward.recv", "pp.backward.send",
+      "pp.backward.recv", "dp"};
+  static_assert(std::size(kNames) == kStreamCount);
+  return kNames[static_cast<int>(stream)];
+}
+
+std::int64_t size_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::Bf16: return 2;
+    case Dtype::F32: return 4;
+    case Dtype::F64: return 8;
+    case Dtype::I32: return 4;
+  }
+  TY_CHECK(false, "unknown dtype");
+}
+
+const char* to_string(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::Bf16: return "bf16";
+    case Dtype::F32: return "f32";
+    case Dtype::F64: return "f64";
+    case Dtype::I32: return "i32";
+  }
+  TY_CHECK(false, "unknown dtype");
+}
+
+bool is_communication(OpKind kind) {
+  switch (kind) {
+    case OpKind::AllReduce:
+    case OpKind::AllGather:
+    case OpKind::ReduceScatter:
+    case OpKind::AllToAllCounts:
+    case OpKind::AllToAllV:
+    case OpKind::SendRecv: return true;
+    default: return false;
+  }
+}
+
+}  // namespace trainyard

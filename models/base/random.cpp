@@ -24,14 +24,14 @@ std::uint64_t name_hash(std::string_view name) {
 
 }  // namespace
 
-Stream::Stream(std::uint64_t seed, std::string_view name, std::uint64_t index)
+RandomStream::RandomStream(std::uint64_t seed, std::string_view name, std::uint64_t index)
     : key_(mix64(mix64(mix64(seed) ^ name_hash(name)) ^ index)) {}
 
-std::uint64_t Stream::next_u64() { return mix64(key_ ^ mix64(counter_++)); }
+std::uint64_t RandomStream::next_u64() { return mix64(key_ ^ mix64(counter_++)); }
 
-double Stream::uniform() { return static_cast<double>(next_u64() >> 11) * 0x1.0p-53; }
+double RandomStream::uniform() { return static_cast<double>(next_u64() >> 11) * 0x1.0p-53; }
 
-std::uint64_t Stream::below(std::uint64_t bound) {
+std::uint64_t RandomStream::below(std::uint64_t bound) {
   TY_CHECK(bound > 0, "below() needs a positive bound");
   const std::uint64_t limit = UINT64_MAX - UINT64_MAX % bound;
   std::uint64_t draw = next_u64();
@@ -39,17 +39,17 @@ std::uint64_t Stream::below(std::uint64_t bound) {
   return draw % bound;
 }
 
-double Stream::exponential(double mean) { return -mean * std::log1p(-uniform()); }
+double RandomStream::exponential(double mean) { return -mean * std::log1p(-uniform()); }
 
-double Stream::normal() {
+double RandomStream::normal() {
   // Box-Muller, one of the pair thrown away so that each call costs the same two draws.
   const double radius = std::sqrt(-2.0 * std::log1p(-uniform()));
   return radius * std::cos(6.283185307179586 * uniform());
 }
 
-double Stream::lognormal(double mu, double sigma) { return std::exp(mu + sigma * normal()); }
+double RandomStream::lognormal(double mu, double sigma) { return std::exp(mu + sigma * normal()); }
 
-std::size_t Stream::categorical(const std::vector<double>& weights) {
+std::size_t RandomStream::categorical(const std::vector<double>& weights) {
   double total = 0;
   for (const double w : weights) total += w;
   TY_CHECK(total > 0, "categorical() needs a positive total weight");

@@ -1,6 +1,6 @@
 // Seeded random numbers that give the same draws on every machine.
 //
-// A Stream is named: two subsystems with different names never share draws, so adding one
+// A RandomStream is named: two subsystems with different names never share draws, so adding one
 // draw to the fault generator does not move the topology. Samplers are our own, because
 // std::*_distribution may differ between standard libraries.
 #pragma once
@@ -14,10 +14,10 @@ namespace trainyard {
 /// One step of SplitMix64's output function: a bijective 64-bit mixer (Steele et al., 2014).
 std::uint64_t mix64(std::uint64_t x);
 
-class Stream {
+class RandomStream {
  public:
   /// The stream `name`, number `index`, of the run with seed `seed`.
-  Stream(std::uint64_t seed, std::string_view name, std::uint64_t index = 0);
+  RandomStream(std::uint64_t seed, std::string_view name, std::uint64_t index = 0);
 
   std::uint64_t next_u64();
   /// Uniform in [0, 1), 53 random bits.

@@ -108,6 +108,7 @@ Block gradient_sync_block(const ParallelPlan& plan, const Chunk& chunk, const st
       Op op = op_on_bucket(OpKind::AllReduce, index, "embedding_sync");
       op.group = Group::Embedding;
       op.stream = Stream::Dp;
+      op.label = "embedding_sync";  // one name on both stages: it is one collective
       const Param& table = *std::find_if(bucket.params.begin(), bucket.params.end(), [](const Param& param) {
         return param.tied_copy || param.name == "embedding";
       });

@@ -9,24 +9,24 @@
 using namespace trainyard;
 
 TEST_CASE("a stream is reproducible, and its name and index set it apart") {
-  Stream a(7, "faults"), same(7, "faults"), other_name(7, "noise"), other_index(7, "faults", 1),
+  RandomStream a(7, "faults"), same(7, "faults"), other_name(7, "noise"), other_index(7, "faults", 1),
       other_seed(8, "faults");
   std::set<std::uint64_t> firsts;
   const auto first = a.next_u64();
   CHECK(first == same.next_u64());
-  for (Stream* stream : {&other_name, &other_index, &other_seed}) firsts.insert(stream->next_u64());
+  for (RandomStream* stream : {&other_name, &other_index, &other_seed}) firsts.insert(stream->next_u64());
   firsts.insert(first);
   CHECK(firsts.size() == 4);
 }
 
 TEST_CASE("draws do not change between releases") {
   // A golden of the generator: changing it changes every published trace hash.
-  Stream stream(1, "golden");
+  RandomStream stream(1, "golden");
   CHECK(stream.next_u64() == 0xcde5ee79f4224aa5ULL);
 }
 
 TEST_CASE("samplers have the moments they promise") {
-  Stream stream(3, "moments");
+  RandomStream stream(3, "moments");
   const int n = 200000;
   double sum_exponential = 0, sum_normal = 0, sum_normal_squared = 0, sum_uniform = 0;
   for (int i = 0; i < n; ++i) {
@@ -43,7 +43,7 @@ TEST_CASE("samplers have the moments they promise") {
 }
 
 TEST_CASE("categorical follows its weights, and never draws a zero weight") {
-  Stream stream(3, "categorical");
+  RandomStream stream(3, "categorical");
   std::vector<int> hits(3);
   for (int i = 0; i < 30000; ++i) ++hits[stream.categorical({1, 0, 3})];
   CHECK(hits[1] == 0);

@@ -82,6 +82,9 @@ OpId BlockBuilder::add(Op op) {
       for (const OpId reader : access.readers) depend_on(op, reader);
     });
   }
+  // The host launches nothing while it waits, so what is launched later comes after the wait.
+  if (last_host_sync_ >= 0) depend_on(op, last_host_sync_);
+  if (op.kind == OpKind::HostSync) last_host_sync_ = id;
   for (const TensorId in : op.in) accesses_[static_cast<std::size_t>(storage_of(in))].readers.push_back(id);
   for (const TensorId out : op.out) {
     Access& access = accesses_[static_cast<std::size_t>(storage_of(out))];

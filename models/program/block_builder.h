@@ -44,6 +44,7 @@ class BlockBuilder {
   void pack_transients();
 
   Block block_;
+  OpId last_host_sync_ = -1;
   std::vector<TensorId> base_;             // of a view, or the tensor itself
   std::vector<Access> accesses_;           // by storage
   std::vector<TensorId> bucket_views_[2];  // placed tensors of Params and of Grads

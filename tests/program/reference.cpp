@@ -1,0 +1,370 @@
+#include "tests/program/reference.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <set>
+#include <stdexcept>
+
+#include "models/program/layout.h"
+#include "models/program/step_blocks.h"
+
+namespace trainyard {
+
+namespace {
+
+std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
+
+void poison(std::byte* bytes, std::int64_t count) {
+  std::memset(bytes, 0xff, index(count));
+}  // NaN as float64, -1 as int32
+
+}  // namespace
+
+Reference::Reference(const StepProgram& program, std::uint64_t seed)
+    : program_(program), mesh_(program.plan), random_(seed, "reference") {
+  for (std::int64_t id = 0; id < mesh_.ranks(); ++id) {
+    Rank rank;
+    rank.id = id;
+    rank.stage = &program.stages[index(mesh_.coordinates(id).pp)];
+    rank.arena.resize(index(rank.stage->arena_bytes));
+    poison(rank.arena.data(), rank.stage->arena_bytes);
+    std::int64_t ops = 0;
+    for (std::size_t i = 0; i < rank.stage->items.size(); ++i) {
+      const Item& item = rank.stage->items[i];
+      rank.first.push_back(ops);
+      const std::size_t count = item.block < 0 ? 1 : program.block(item).ops.size();
+      for (std::size_t o = 0; o < count; ++o) {
+        const Stream stream = item.block < 0 ? item.stream : program.block(item).ops[o].stream;
+        rank.queue[static_cast<std::size_t>(stream)].push_back({static_cast<std::int32_t>(i), static_cast<OpId>(o)});
+      }
+      ops += static_cast<std::int64_t>(count);
+    }
+    rank.first.push_back(ops);
+    ranks_.push_back(std::move(rank));
+  }
+}
+
+std::byte* Reference::at(const Rank& rank, std::int32_t frame) const {
+  return const_cast<std::byte*>(rank.arena.data()) + rank.stage->frames[index(frame)].offset_bytes;
+}
+
+template <class Visit>
+void Reference::for_each_element(Visit visit) const {
+  for (const Rank& rank : ranks_) {
+    const std::int64_t tp = mesh_.coordinates(rank.id).tp, ep = mesh_.group_index(Group::Ep, rank.id);
+    for (std::size_t c = 0; c < rank.stage->chunks.size(); ++c) {
+      for (const Bucket& bucket : rank.stage->chunks[c].buckets) {
+        for (const Param& param : bucket.params) {
+          const bool split0 = param.split0 == Split::Tp, split1 = param.split1 == Split::Tp;
+          const std::int64_t local_experts = param.expert_parallel ? param.local_shape.dims[0] : 0;
+          std::int64_t element = param.offset_elements;
+          for (const ParamPart& part : param.parts) {
+            if (param.expert_parallel && part.expert / local_experts != ep) continue;
+            // Our [rows, columns] of this part, whole; then this rank's rows and columns of it.
+            const bool matrix = part.global_shape.size() == 2;
+            const std::int64_t columns = !matrix ? 1 : part.transposed ? part.global_shape[0] : part.global_shape[1];
+            const std::int64_t rows = split0 ? part.rows / program_.plan.tp : part.rows;
+            const std::int64_t width = split1 ? columns / program_.plan.tp : columns;
+            const std::int64_t row0 = part.first_row + (split0 ? tp * rows : 0), column0 = split1 ? tp * width : 0;
+            for (std::int64_t r = row0; r < row0 + rows; ++r) {
+              for (std::int64_t k = column0; k < column0 + width; ++k) {
+                const std::int64_t global = part.transposed ? k * part.global_shape[1] + r : r * columns + k;
+                visit(rank, static_cast<std::int32_t>(c), bucket, param, element++, part, global);
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+namespace {
+
+std::int32_t frame_of(const StageProgram& stage, Role role, std::int32_t chunk) {
+  for (std::size_t f = 0; f < stage.frames.size(); ++f) {
+    if (stage.frames[f].role == role && stage.frames[f].chunk == chunk) return static_cast<std::int32_t>(f);
+  }
+  throw std::logic_error("a stage lacks a frame");
+}
+
+// This rank's share of a bucket's optimizer state: its first element.
+std::int64_t share_begin(const Mesh& mesh, const Bucket& bucket, std::int64_t rank) {
+  return bucket.shard_elements == bucket.elements ? 0 : mesh.group_index(bucket.group, rank) * bucket.shard_elements;
+}
+
+}  // namespace
+
+void Reference::set_weights(const Weights& weights) {
+  // Padding has no owner; it must not poison what reads whole buckets.
+  for (Rank& rank : ranks_) {
+    for (std::size_t f = 0; f < rank.stage->frames.size(); ++f) {
+      const Frame& frame = rank.stage->frames[f];
+      if (frame.role == Role::Params || frame.role == Role::Optimizer)
+        std::memset(at(rank, static_cast<std::int32_t>(f)), 0, index(frame.bytes));
+    }
+  }
+  for_each_element([&](const Rank& rank, std::int32_t chunk, const Bucket& bucket, const Param&, std::int64_t element,
+                       const ParamPart& part, std::int64_t global) {
+    const auto found = weights.find(part.name);
+    if (found == weights.end()) throw std::runtime_error("no weight named " + part.name);
+    if (found->second.shape != part.global_shape)
+      throw std::runtime_error("the shape of " + part.name + " is not the table's");
+    const double value = found->second.data[index(global)];
+    auto* params =
+        reinterpret_cast<double*>(at(rank, frame_of(*rank.stage, Role::Params, chunk)) + bucket.param_offset_bytes);
+    params[element] = value;
+    const std::int64_t share = element - share_begin(mesh_, bucket, rank.id);
+    if (share < 0 || share >= bucket.shard_elements) return;
+    reinterpret_cast<double*>(at(rank, frame_of(*rank.stage, Role::Optimizer, chunk)) +
+                              bucket.optimizer_offset_bytes)[share] = value;
+  });
+}
+
+void Reference::fill_batch(Rank& rank, const GoldenTensor& tokens) {
+  const ParallelPlan& plan = program_.plan;
+  const Coordinates where = mesh_.coordinates(rank.id);
+  const std::int64_t local = plan.sequence_length / plan.cp, rows = plan.micro_batch * local;
+  const std::int64_t stride = (rows * 4 + 255) / 256 * 256;
+  for (std::size_t f = 0; f < rank.stage->frames.size(); ++f) {
+    const Frame& frame = rank.stage->frames[f];
+    if (frame.role != Role::Batch) continue;
+    std::byte* base = at(rank, static_cast<std::int32_t>(f));
+    const auto field = [&](std::int64_t k) { return reinterpret_cast<std::int32_t*>(base + k * stride); };
+    for (std::int64_t row = 0; row < rows; ++row) {
+      const std::int64_t sample = sample_index(plan, where.dp, frame.micro_batch, row / local);
+      const std::int64_t position = context_position(plan.cp, where.cp, plan.sequence_length, row % local);
+      const double* sequence = tokens.data.data() + sample * (plan.sequence_length + 1);
+      field(0)[row] = static_cast<std::int32_t>(sequence[position]);
+      field(1)[row] = static_cast<std::int32_t>(sequence[position + 1]);
+      field(2)[row] = static_cast<std::int32_t>(position);
+      field(3)[row] = static_cast<std::int32_t>(sample);
+    }
+  }
+}
+
+void Reference::start_step(Rank& rank, const GoldenTensor& tokens) {
+  rank.head.fill(0);
+  rank.complete.assign(index(rank.first.back()), false);
+  rank.started.assign(rank.stage->items.size(), false);
+  fill_batch(rank, tokens);
+}
+
+bool Reference::ready(const Rank& rank, const Launch& launch) const {
+  const Item& item = rank.stage->items[index(launch.item)];
+  const auto done = [&](std::int64_t op) { return rank.complete[index(op)]; };
+  for (const Wait& wait : item.waits) {
+    const std::int64_t begin = rank.first[index(wait.item)];
+    if (wait.op >= 0) {
+      if (!done(begin + wait.op)) return false;
+      continue;
+    }
+    for (std::int64_t o = begin; o < rank.first[index(wait.item + 1)]; ++o) {
+      if (!done(o)) return false;
+    }
+  }
+  if (item.block < 0) return true;
+  const Op& op = program_.block(item).ops[index(launch.op)];
+  return std::all_of(op.deps.begin(), op.deps.end(),
+                     [&](OpId dep) { return done(rank.first[index(launch.item)] + dep); });
+}
+
+// Memory that an item is the first to use holds nothing that anyone may read.
+void Reference::start_item(Rank& rank, std::int32_t item) {
+  if (rank.started[index(item)]) return;
+  rank.started[index(item)] = true;
+  for (std::size_t f = 0; f < rank.stage->frames.size(); ++f) {
+    const Frame& frame = rank.stage->frames[f];
+    const bool persistent = frame.role <= Role::Batch;
+    const bool fresh = !persistent && frame.role != Role::Transient && frame.first_item == item;
+    const bool scratch = frame.role == Role::Transient &&
+                         rank.stage->items[index(item)].frames[static_cast<std::size_t>(Role::Transient)] >= 0;
+    if (fresh || scratch) poison(at(rank, static_cast<std::int32_t>(f)), frame.bytes);
+  }
+}
+
+const Op* Reference::op_of(const Rank& rank, const Launch& launch) const {
+  const Item& item = rank.stage->items[index(launch.item)];
+  return item.block < 0 ? nullptr : &program_.block(item).ops[index(launch.op)];
+}
+
+std::vector<View> Reference::views(Rank& rank, const Item& item, const std::vector<TensorId>& ids) {
+  std::vector<View> out;
+  for (const TensorId id : ids) {
+    const Tensor& tensor = program_.block(item).tensors[index(id)];
+    out.push_back({&tensor, at(rank, item.frames[static_cast<std::size_t>(tensor.role)]) + tensor.offset_bytes});
+  }
+  return out;
+}
+
+void Reference::finish(Rank& rank, std::size_t stream) {
+  const Launch& launch = rank.queue[stream][rank.head[stream]];
+  rank.complete[index(rank.first[index(launch.item)] + launch.op)] = true;
+  ++rank.head[stream];
+}
+
+bool Reference::advance(Rank& rank, std::size_t stream) {
+  if (rank.head[stream] == rank.queue[stream].size()) return false;
+  const Launch launch = rank.queue[stream][rank.head[stream]];
+  if (!ready(rank, launch)) return false;
+  const Item& item = rank.stage->items[index(launch.item)];
+  const Op* op = op_of(rank, launch);
+  if (op == nullptr) {
+    start_item(rank, launch.item);
+    if (!run_transfers(rank, item)) return false;
+    finish(rank, stream);
+    return true;
+  }
+  if (is_communication(op->kind)) return run_collective(rank, stream, *op);
+  start_item(rank, launch.item);
+  const Chunk* chunk = item.chunk < 0 ? nullptr : &rank.stage->chunks[index(item.chunk)];
+  compute(*op, {&program_, chunk, rank.id, steps_}, views(rank, item, op->in), views(rank, item, op->out));
+  finish(rank, stream);
+  return true;
+}
+
+bool Reference::run_collective(Rank& rank, std::size_t stream, const Op& op) {
+  std::vector<std::vector<View>> in, out;
+  std::vector<Rank*> members;
+  for (const std::int64_t id : mesh_.members(op.group, rank.id)) {
+    Rank& member = ranks_[index(id)];
+    if (member.head[stream] == member.queue[stream].size())
+      throw std::runtime_error("a member has no collective left to match " + op.label);
+    const Launch launch = member.queue[stream][member.head[stream]];
+    const Op* theirs = op_of(member, launch);
+    if (theirs == nullptr || theirs->group != op.group || !ready(member, launch)) return false;
+    if (theirs->kind != op.kind || theirs->label != op.label) {
+      throw std::runtime_error("members of one communicator disagree: " + op.label + " against " + theirs->label);
+    }
+    members.push_back(&member);
+  }
+  for (Rank* member : members) {
+    const Launch launch = member->queue[stream][member->head[stream]];
+    start_item(*member, launch.item);
+    const Item& item = member->stage->items[index(launch.item)];
+    in.push_back(views(*member, item, op_of(*member, launch)->in));
+    out.push_back(views(*member, item, op_of(*member, launch)->out));
+  }
+  communicate(op, in, out);
+  for (Rank* member : members) finish(*member, stream);
+  return true;
+}
+
+// Posts this side; a transfer moves its bytes once both sides are there.
+bool Reference::run_transfers(Rank& rank, const Item& item) {
+  bool all = true;
+  for (const Transfer& move : item.transfers) {
+    Coordinates peer = mesh_.coordinates(rank.id);
+    peer.pp = move.peer_stage;
+    const std::int64_t other = mesh_.rank(peer);
+    auto& sides = posted_[{move.send ? rank.id : other, move.send ? other : rank.id, move.backward, move.model_chunk,
+                           move.micro_batch}];
+    auto& mine = sides[move.send ? 0 : 1];
+    const bool first = mine.first == nullptr;
+    mine = {&rank, &move};
+    if (sides[0].first == nullptr || sides[1].first == nullptr) {
+      all = false;
+    } else if (first) {
+      if (sides[0].second->bytes != sides[1].second->bytes)
+        throw std::runtime_error("two sides of a transfer differ in size");
+      std::memcpy(at(*sides[1].first, sides[1].second->frame), at(*sides[0].first, sides[0].second->frame),
+                  index(move.bytes));
+    }
+  }
+  return all;
+}
+
+void Reference::report_deadlock() const {
+  std::string text = "deadlock:";
+  for (const Rank& rank : ranks_) {
+    for (std::size_t s = 0; s < kStreamCount; ++s) {
+      if (rank.head[s] == rank.queue[s].size()) continue;
+      const Launch launch = rank.queue[s][rank.head[s]];
+      const Op* op = op_of(rank, launch);
+      text += " rank " + std::to_string(rank.id) + " " + to_string(static_cast<Stream>(s)) + " item " +
+              std::to_string(launch.item) + " " + (op != nullptr ? op->label : "transfers") +
+              (ready(rank, launch) ? " (for a partner);" : ";");
+    }
+  }
+  throw std::runtime_error(text);
+}
+
+double Reference::scalar(const Rank& rank, std::int64_t offset_bytes) const {
+  return *reinterpret_cast<const double*>(at(rank, frame_of(*rank.stage, Role::Step, -1)) + offset_bytes);
+}
+
+Reference::Step Reference::step(const GoldenTensor& tokens) {
+  posted_.clear();
+  std::vector<std::pair<Rank*, std::size_t>> cursors;
+  for (Rank& rank : ranks_) {
+    start_step(rank, tokens);
+    for (std::size_t s = 0; s < kStreamCount; ++s) {
+      if (!rank.queue[s].empty()) cursors.emplace_back(&rank, s);
+    }
+  }
+  std::size_t idle = 0;
+  while (idle < 4 * cursors.size() * (1 + cursors.size())) {
+    auto& [rank, stream] = cursors[random_.below(cursors.size())];
+    idle = advance(*rank, stream) ? 0 : idle + 1;
+  }
+  // Random draws may have missed a runnable op: a last pass over all decides.
+  for (bool progress = true; progress;) {
+    progress = false;
+    for (auto& [rank, stream] : cursors) {
+      while (advance(*rank, stream)) progress = true;
+    }
+  }
+  for (const Rank& rank : ranks_) {
+    if (std::find(rank.complete.begin(), rank.complete.end(), false) != rank.complete.end()) report_deadlock();
+  }
+  ++steps_;
+  return {scalar(ranks_.back(), kLossOffset), std::sqrt(scalar(ranks_.front(), kGradNormOffset))};
+}
+
+Weights Reference::gradients() const {
+  Weights out;
+  for_each_element([&](const Rank& rank, std::int32_t chunk, const Bucket& bucket, const Param&, std::int64_t element,
+                       const ParamPart& part, std::int64_t global) {
+    // Where the buffer was reduced in shards, only the owner's share is valid.
+    const std::int64_t share = element - share_begin(mesh_, bucket, rank.id);
+    if (share < 0 || share >= bucket.shard_elements) return;
+    const bool stored_as_shard = frame_of(*rank.stage, Role::Grads, chunk) >= 0 &&
+                                 bucket.shard_elements != bucket.elements && program_.plan.zero_stage >= 2 &&
+                                 program_.plan.effective_grad_sync() == GradSync::EveryMicroBatch;
+    const auto* grads =
+        reinterpret_cast<const double*>(at(rank, frame_of(*rank.stage, Role::Grads, chunk)) + bucket.grad_offset_bytes);
+    GoldenTensor& tensor = out[part.name];
+    if (tensor.data.empty()) {
+      tensor.shape = part.global_shape;
+      std::int64_t size = 1;
+      for (const std::int64_t dim : part.global_shape) size *= dim;
+      tensor.data.assign(index(size), std::numeric_limits<double>::quiet_NaN());
+    }
+    tensor.data[index(global)] = grads[stored_as_shard ? share : element];
+  });
+  return out;
+}
+
+Weights Reference::weights() const {
+  Weights out;
+  for_each_element([&](const Rank& rank, std::int32_t chunk, const Bucket& bucket, const Param&, std::int64_t element,
+                       const ParamPart& part, std::int64_t global) {
+    const std::int64_t share = element - share_begin(mesh_, bucket, rank.id);
+    if (share < 0 || share >= bucket.shard_elements) return;
+    const auto* master = reinterpret_cast<const double*>(at(rank, frame_of(*rank.stage, Role::Optimizer, chunk)) +
+                                                         bucket.optimizer_offset_bytes);
+    GoldenTensor& tensor = out[part.name];
+    if (tensor.data.empty()) {
+      tensor.shape = part.global_shape;
+      std::int64_t size = 1;
+      for (const std::int64_t dim : part.global_shape) size *= dim;
+      tensor.data.assign(index(size), std::numeric_limits<double>::quiet_NaN());
+    }
+    tensor.data[index(global)] = master[share];
+  });
+  return out;
+}
+
+}  // namespace trainyard

@@ -1,5 +1,12 @@
 #include "models/plan/parallel_plan.h"
 
+#include <numeric>
+
+#include <fmt/format.h>
+
+#include "models/base/units.h"
+#include "models/spec/json_reader.h"
+
 namespace trainyard {
 
 GradSync ParallelPlan::effective_grad_sync() const {
@@ -9,11 +16,149 @@ GradSync ParallelPlan::effective_grad_sync() const {
 
 std::vector<std::int64_t> layers_per_chunk(const ModelSpec& model, const ParallelPlan& plan) {
   if (!plan.layers_per_chunk.empty()) return plan.layers_per_chunk;
-  const std::int64_t chunks = plan.chunks(), even = model.num_hidden_layers / chunks, left = model.num_hidden_layers % chunks;
+  const std::int64_t chunks = plan.chunks(), even = model.num_hidden_layers / chunks,
+                     left = model.num_hidden_layers % chunks;
   std::vector<std::int64_t> layers(static_cast<std::size_t>(chunks), even);
   // The first and last chunks carry the embedding and the head, so what is left over goes in the middle.
   for (std::int64_t i = 0; i < left; ++i) ++layers[static_cast<std::size_t>((chunks - left) / 2 + i)];
   return layers;
+}
+
+namespace {
+
+// The rules, by what they concern. Each message says what to change.
+class PlanRules {
+ public:
+  PlanRules(const ParallelPlan& plan, const ModelSpec& model, const std::string& path)
+      : plan_(plan), model_(model), rule_(path) {}
+
+  Problems check(const ClusterSpec* cluster) {
+    tensor_axis();
+    context_axis();
+    expert_axis();
+    pipeline_axis();
+    batch();
+    if (cluster != nullptr) placement(*cluster);
+    return rule_.take();
+  }
+
+ private:
+  static std::string text(std::int64_t x) { return std::to_string(x); }
+
+  void tensor_axis() {
+    const auto divides = [&](std::int64_t size, const char* what) {
+      rule_.expect(size % plan_.tp == 0, "tp", text(plan_.tp),
+                   fmt::format("must divide the model's {} = {}", what, size), "choose a divisor of it");
+    };
+    divides(model_.num_attention_heads, "num_attention_heads");
+    divides(model_.num_key_value_heads, "num_key_value_heads");
+    divides(model_.intermediate_size, "intermediate_size");
+    rule_.expect(model_.vocab_size % plan_.tp == 0, "tp", text(plan_.tp),
+                 fmt::format("must divide the model's vocab_size = {}", model_.vocab_size),
+                 fmt::format("pad the vocabulary to {}",
+                             (model_.vocab_size + 128 * plan_.tp - 1) / (128 * plan_.tp) * 128 * plan_.tp));
+    rule_.expect(!plan_.sequence_parallel || rows() % plan_.tp == 0, "sequence_parallel", "true",
+                 fmt::format("needs the {} token rows of a micro-batch to be divisible by tp = {}", rows(), plan_.tp),
+                 "change tp or the sequence length");
+  }
+
+  void context_axis() {
+    rule_.expect(
+        plan_.cp == 1 || plan_.sequence_length % (2 * plan_.cp) == 0, "cp", text(plan_.cp),
+        fmt::format("needs sequence_length = {} to be divisible by 2*cp, for two slices a rank", plan_.sequence_length),
+        "choose a smaller power of two");
+    rule_.expect(model_.position != PositionKind::Learned || plan_.sequence_length <= model_.max_position_embeddings,
+                 "sequence_length", text(plan_.sequence_length),
+                 fmt::format("exceeds the {} learned positions of the model", model_.max_position_embeddings),
+                 "shorten it, or give the model more positions");
+  }
+
+  void expert_axis() {
+    if (!model_.moe) {
+      rule_.expect(plan_.ep == 1, "ep", text(plan_.ep), "means something only for a model with experts", "set it to 1");
+      rule_.expect(!plan_.moe.buffer_factor, "moe.buffer_factor", "", "means something only for a model with experts",
+                   "remove it");
+      return;
+    }
+    rule_.expect(model_.moe->num_local_experts % plan_.ep == 0, "ep", text(plan_.ep),
+                 fmt::format("must divide the model's {} experts", model_.moe->num_local_experts),
+                 "choose a divisor of it");
+    rule_.expect((plan_.cp * plan_.dp) % plan_.ep == 0, "ep", text(plan_.ep),
+                 fmt::format("must divide cp*dp = {}, into which it folds", plan_.cp * plan_.dp),
+                 "raise dp, or lower ep");
+    rule_.expect(plan_.moe.overflow == MoeOverflow::Fail, "moe.overflow", "drop", "dropping tokens is not lowered yet",
+                 "use \"fail\" with a buffer_factor that is large enough");
+  }
+
+  void pipeline_axis() {
+    const bool interleaved = plan_.schedule == PipelineSchedule::Interleaved;
+    rule_.expect(interleaved == (plan_.virtual_stages > 1), "virtual_stages", text(plan_.virtual_stages),
+                 "must be above 1 for an interleaved schedule, and 1 otherwise",
+                 "set both \"schedule\": \"interleaved\" and virtual_stages");
+    rule_.expect(!interleaved || plan_.pp > 1, "schedule", "interleaved", "needs pp above 1", "use 1f1b");
+    rule_.expect(!interleaved || plan_.overlap.p2p, "overlap.p2p", "false",
+                 "sends of an interleaved pipeline always overlap here", "set it to true");
+    rule_.expect(!interleaved || plan_.global_batch % (plan_.dp * plan_.micro_batch) != 0 ||
+                     plan_.micro_batches() % plan_.pp == 0,
+                 "virtual_stages", text(plan_.virtual_stages),
+                 fmt::format("an interleaved schedule needs the {} micro-batches to be divisible by pp = {}",
+                             plan_.micro_batches(), plan_.pp),
+                 "change the global batch");
+    if (plan_.layers_per_chunk.empty()) {
+      rule_.expect(model_.num_hidden_layers >= plan_.chunks(), "pp", text(plan_.pp),
+                   fmt::format("pp*virtual_stages = {} chunks need at least as many layers; the model has {}",
+                               plan_.chunks(), model_.num_hidden_layers),
+                   "lower pp or virtual_stages");
+      return;
+    }
+    const auto& layers = plan_.layers_per_chunk;
+    const std::int64_t sum = std::accumulate(layers.begin(), layers.end(), std::int64_t{0});
+    rule_.expect(static_cast<std::int64_t>(layers.size()) == plan_.chunks(), "layers_per_chunk",
+                 fmt::format("{} entries", layers.size()),
+                 fmt::format("must have pp*virtual_stages = {} entries", plan_.chunks()),
+                 "one entry for each chunk, in model order");
+    rule_.expect(sum == model_.num_hidden_layers, "layers_per_chunk", fmt::format("sum {}", sum),
+                 fmt::format("must add up to the model's {} layers", model_.num_hidden_layers),
+                 "give every layer a chunk");
+    for (std::size_t i = 1; i + 1 < layers.size(); ++i) {
+      rule_.expect(layers[i] > 0, fmt::format("layers_per_chunk[{}]", i), "0",
+                   "only the first and the last chunk may go without layers", "give it one");
+    }
+  }
+
+  void batch() {
+    const std::int64_t per_step = plan_.dp * plan_.micro_batch;
+    rule_.expect(
+        plan_.global_batch % per_step == 0 && plan_.global_batch > 0, "global_batch_size", text(plan_.global_batch),
+        fmt::format("must be a multiple of dp*micro_batch_size = {}", per_step),
+        fmt::format("use {}", std::max<std::int64_t>(1, (plan_.global_batch + per_step - 1) / per_step) * per_step));
+  }
+
+  void placement(const ClusterSpec& cluster) {
+    const std::int64_t gpus = cluster.gpus();
+    rule_.expect(plan_.ranks() <= gpus, "dp", text(plan_.dp),
+                 fmt::format("tp*cp*pp*dp = {} ranks, but cluster {} has {} GPUs", format_count(plan_.ranks()),
+                             cluster.name, format_count(gpus)),
+                 fmt::format("lower dp to {} or use a larger cluster", gpus / (plan_.tp * plan_.cp * plan_.pp)));
+    const bool fits = plan_.tp <= cluster.gpus_per_node && cluster.gpus_per_node % plan_.tp == 0;
+    rule_.expect(fits, "tp", text(plan_.tp),
+                 fmt::format("must divide the {} GPUs of a node: tensor parallelism stays inside the NVLink domain",
+                             cluster.gpus_per_node),
+                 "choose a divisor of it");
+  }
+
+  std::int64_t rows() const { return plan_.micro_batch * plan_.sequence_length / plan_.cp; }
+
+  const ParallelPlan& plan_;
+  const ModelSpec& model_;
+  RuleChecker rule_;
+};
+
+}  // namespace
+
+Problems validate(const ParallelPlan& plan, const ModelSpec& model, const ClusterSpec* cluster,
+                  const std::string& path) {
+  return PlanRules(plan, model, path).check(cluster);
 }
 
 }  // namespace trainyard

@@ -2,10 +2,94 @@
 
 #include <cmath>
 
+#include "models/spec/json_reader.h"
+
 namespace trainyard {
+
+namespace {
+
+std::int64_t norm_parameters(const ModelSpec& model) {
+  return (model.norm == NormKind::LayerNorm ? 2 : 1) * model.hidden_size;
+}
+
+std::int64_t attention_parameters(const ModelSpec& model) {
+  const std::int64_t d = model.hidden_size, qkv = model.q_size() + 2 * model.kv_size();
+  return d * qkv + model.q_size() * d + (model.attention_bias ? qkv + d : 0);
+}
+
+// One MLP, or one expert.
+std::int64_t mlp_parameters(const ModelSpec& model) {
+  const std::int64_t up = (model.gated_mlp ? 2 : 1) * model.intermediate_size;
+  return (up + model.intermediate_size) * model.hidden_size + (model.mlp_bias ? up + model.hidden_size : 0);
+}
+
+std::int64_t router_parameters(const ModelSpec& model) {
+  return model.moe ? model.moe->num_local_experts * model.hidden_size : 0;
+}
+
+std::int64_t layer_parameters(const ModelSpec& model, std::int64_t experts) {
+  const std::int64_t norms = model.norm_placement == NormPlacement::Sandwich ? 4 : 2;
+  return norms * norm_parameters(model) + attention_parameters(model) + router_parameters(model) +
+         experts * mlp_parameters(model);
+}
+
+std::int64_t parameters(const ModelSpec& model, std::int64_t experts) {
+  const std::int64_t table = model.vocab_size * model.hidden_size;
+  const std::int64_t positions =
+      model.position == PositionKind::Learned ? model.max_position_embeddings * model.hidden_size : 0;
+  return table * (model.tie_word_embeddings ? 1 : 2) + positions + norm_parameters(model) +
+         model.num_hidden_layers * layer_parameters(model, experts);
+}
+
+}  // namespace
 
 double ModelSpec::attention_scale() const {
   return attention_multiplier.value_or(1.0 / std::sqrt(static_cast<double>(head_dim)));
+}
+
+std::int64_t parameter_count(const ModelSpec& model) {
+  return parameters(model, model.moe ? model.moe->num_local_experts : 1);
+}
+
+std::int64_t active_parameter_count(const ModelSpec& model) {
+  return parameters(model, model.moe ? model.moe->num_experts_per_tok : 1);
+}
+
+double model_flops_per_token(const ModelSpec& model, std::int64_t sequence_length, bool causal_half) {
+  // Matrices only: two FLOPs per weight forward, four backward. The head is a matrix, the lookup is not.
+  const std::int64_t d = model.hidden_size;
+  const std::int64_t mlp = (model.gated_mlp ? 3 : 2) * model.intermediate_size * d;
+  const std::int64_t layer = d * (model.q_size() + 2 * model.kv_size()) + model.q_size() * d +
+                             router_parameters(model) + (model.moe ? model.moe->num_experts_per_tok : 1) * mlp;
+  const double matrices = static_cast<double>(model.num_hidden_layers * layer + model.vocab_size * d);
+  const double window =
+      model.sliding_window > 0 ? static_cast<double>(model.sliding_window) : static_cast<double>(sequence_length);
+  const double keys = std::min(window, static_cast<double>(sequence_length));
+  const double attention = 12.0 * static_cast<double>(model.num_hidden_layers * model.q_size()) * keys;
+  return 6.0 * matrices + attention * (causal_half ? 0.5 : 1.0);
+}
+
+Problems validate(const ModelSpec& model, const std::string& path) {
+  RuleChecker rule(path);
+  const auto number = [](std::int64_t x) { return std::to_string(x); };
+  rule.expect(model.num_attention_heads % model.num_key_value_heads == 0, "num_key_value_heads",
+              number(model.num_key_value_heads),
+              "must divide num_attention_heads = " + number(model.num_attention_heads),
+              "give each key-value head as many query heads");
+  rule.expect(model.position != PositionKind::Rope || model.head_dim % 2 == 0, "head_dim", number(model.head_dim),
+              "must be even for rotary positions", "use an even head size, or \"position\": \"learned\"");
+  if (model.moe) {
+    rule.expect(model.moe->num_experts_per_tok <= model.moe->num_local_experts, "moe.num_experts_per_tok",
+                number(model.moe->num_experts_per_tok),
+                "must be at most num_local_experts = " + number(model.moe->num_local_experts),
+                "route to fewer experts");
+    rule.expect(!model.mlp_bias, "mlp_bias", "true", "biases inside experts are not supported", "set it to false");
+  }
+  rule.expect(model.family != ModelFamily::Gpt3 ||
+                  (!model.gated_mlp && !model.moe && model.norm_placement == NormPlacement::Pre),
+              "family", "gpt3", "has names for plain MLPs with norms before them only",
+              "use \"llama\" or \"mixtral\" names");
+  return rule.take();
 }
 
 }  // namespace trainyard

@@ -1,0 +1,339 @@
+#include "models/spec/json_reader.h"
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+
+#include <fmt/format.h>
+
+namespace trainyard {
+
+namespace {
+
+using nlohmann::json;
+
+Problem about_file(const std::string& file, std::string rule, std::string fix, std::string value = "") {
+  Problem problem;
+  problem.file = file;
+  problem.value = std::move(value);
+  problem.rule = std::move(rule);
+  problem.fix = std::move(fix);
+  return problem;
+}
+
+// "line 3, column 14" of a byte offset.
+std::string place_of(std::string_view text, std::size_t byte) {
+  byte = std::min(byte, text.size());
+  const std::string_view before = text.substr(0, byte > 0 ? byte - 1 : 0);
+  const auto line = 1 + std::count(before.begin(), before.end(), '\n');
+  const std::size_t newline = before.rfind('\n');
+  const std::size_t column = newline == std::string_view::npos ? before.size() + 1 : before.size() - newline;
+  return fmt::format("line {}, column {}", line, column);
+}
+
+// Nesting is checked on the text, before a parser recurses into it. Strings and comments are skipped.
+bool nests_too_deep(std::string_view text) {
+  int depth = 0;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (c == '"') {
+      for (++i; i < text.size() && text[i] != '"'; ++i) {
+        if (text[i] == '\\') ++i;
+      }
+    } else if (c == '/' && i + 1 < text.size() && text[i + 1] == '/') {
+      while (i < text.size() && text[i] != '\n') ++i;
+    } else if (c == '/' && i + 1 < text.size() && text[i + 1] == '*') {
+      for (i += 2; i + 1 < text.size() && !(text[i] == '*' && text[i + 1] == '/'); ++i) {
+      }
+      ++i;
+    } else if (c == '{' || c == '[') {
+      if (++depth > kMaxSpecDepth) return true;
+    } else if (c == '}' || c == ']') {
+      --depth;
+    }
+  }
+  return false;
+}
+
+std::size_t edit_distance(const std::string& a, const std::string& b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  for (std::size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (std::size_t i = 1; i <= a.size(); ++i) {
+    std::size_t diagonal = row[0];
+    row[0] = i;
+    for (std::size_t j = 1; j <= b.size(); ++j) {
+      const std::size_t substituted = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
+      diagonal = row[j];
+      row[j] = std::min({row[j] + 1, row[j - 1] + 1, substituted});
+    }
+  }
+  return row[b.size()];
+}
+
+}  // namespace
+
+Result<json> parse_json(std::string_view text, const std::string& file) {
+  if (text.find_first_not_of(" \t\r\n") == std::string_view::npos) {
+    return about_file(file, "is empty", "write a JSON object, or copy one from scenarios/");
+  }
+  if (nests_too_deep(text)) {
+    return about_file(file, fmt::format("nests deeper than {} levels", kMaxSpecDepth),
+                      "flatten it: no spec needs more than six");
+  }
+  // Duplicate keys: JSON allows them and keeps the last, which hides mistakes.
+  std::vector<std::set<std::string>> open;
+  std::string duplicate;
+  const json::parser_callback_t watch = [&](int, json::parse_event_t event, json& value) {
+    if (event == json::parse_event_t::object_start) open.emplace_back();
+    if (event == json::parse_event_t::object_end) open.pop_back();
+    if (event == json::parse_event_t::key && duplicate.empty() &&
+        !open.back().insert(value.get<std::string>()).second) {
+      duplicate = value.get<std::string>();
+    }
+    return true;
+  };
+  try {
+    json parsed = json::parse(text.begin(), text.end(), watch, true, true);
+    if (!duplicate.empty())
+      return about_file(file, "names a key twice in one object", "remove one of them", "\"" + duplicate + "\"");
+    return parsed;
+  } catch (const json::parse_error& error) {
+    std::string what = error.what();
+    if (const std::size_t at = what.find(": "); at != std::string::npos) what = what.substr(at + 2);
+    if (what.size() > 160) what = what.substr(0, 160) + "...";
+    return about_file(file, fmt::format("is not JSON at {}: {}", place_of(text, error.byte), what),
+                      "mend the syntax there");
+  } catch (const json::exception& error) {
+    return about_file(file, fmt::format("holds a value that JSON readers refuse: {}", error.what()),
+                      "use numbers within float64");
+  }
+}
+
+Result<json> read_json_file(const std::string& file) {
+  std::error_code error;
+  const auto status = std::filesystem::status(file, error);
+  if (error || status.type() == std::filesystem::file_type::not_found) {
+    return about_file(file, "does not exist", "check the path; paths in a file are relative to that file");
+  }
+  if (status.type() == std::filesystem::file_type::directory) {
+    return about_file(file, "is a directory", "name a JSON file in it");
+  }
+  const std::uintmax_t bytes =
+      status.type() == std::filesystem::file_type::regular ? std::filesystem::file_size(file, error) : 0;
+  if (!error && bytes > static_cast<std::uintmax_t>(kMaxSpecBytes)) {
+    return about_file(file, fmt::format("is larger than {} MiB", kMaxSpecBytes >> 20),
+                      "name a spec file: they are a few KiB", fmt::format("{} bytes", bytes));
+  }
+  std::ifstream stream(file, std::ios::binary);
+  std::string text;
+  if (stream) {
+    // A pipe has no size beforehand, so the limit holds while reading too.
+    text.resize(static_cast<std::size_t>(kMaxSpecBytes) + 1);
+    stream.read(text.data(), static_cast<std::streamsize>(text.size()));
+    text.resize(static_cast<std::size_t>(stream.gcount()));
+  }
+  if (stream.bad() || (!stream && text.empty() && bytes > 0) || !std::ifstream(file)) {
+    return about_file(file, "cannot be read", "check its permissions");
+  }
+  if (text.size() > static_cast<std::size_t>(kMaxSpecBytes)) {
+    return about_file(file, fmt::format("is larger than {} MiB", kMaxSpecBytes >> 20),
+                      "name a spec file: they are a few KiB");
+  }
+  return parse_json(text, file);
+}
+
+std::optional<std::string> did_you_mean(const std::string& word, const std::vector<std::string>& candidates) {
+  std::optional<std::string> best;
+  std::size_t best_distance = std::max<std::size_t>(2, word.size() / 3) + 1;
+  for (const std::string& candidate : candidates) {
+    const std::size_t distance = edit_distance(word, candidate);
+    if (distance < best_distance) {
+      best_distance = distance;
+      best = candidate;
+    }
+  }
+  return best;
+}
+
+std::string shown(const json& value) {
+  std::string text = value.dump(-1, ' ', false, json::error_handler_t::replace);
+  if (text.size() > 60) text = text.substr(0, 57) + "...";
+  return text;
+}
+
+ObjectReader::ObjectReader(const json& value, std::string file, std::string path, Problems& problems)
+    : file_(std::move(file)), path_(std::move(path)), problems_(problems) {
+  if (value.is_object()) {
+    object_ = &value;
+  } else {
+    problems_.push_back({file_, path_, shown(value), "must be an object", "write { ... } here"});
+  }
+}
+
+const json* ObjectReader::take(const char* key) {
+  known_.emplace_back(key);
+  return has(key) ? &(*object_)[key] : nullptr;
+}
+
+void ObjectReader::problem(const std::string& key, std::string rule, std::string fix) {
+  const std::string value = has(key.c_str()) ? shown((*object_)[key]) : "";
+  problems_.push_back({file_, path_of(key), value, std::move(rule), std::move(fix)});
+}
+
+ObjectReader& ObjectReader::require(std::initializer_list<const char*> keys) {
+  for (const char* key : keys) {
+    if (object_ != nullptr && !has(key)) problem(key, "is missing", fmt::format("add \"{}\"", key));
+  }
+  return *this;
+}
+
+ObjectReader& ObjectReader::integer(const char* key, std::int64_t& out, IntegerRange range) {
+  const json* value = take(key);
+  if (value == nullptr) return *this;
+  const std::string rule = fmt::format("must be a whole number from {} to {}", range.min, range.max);
+  bool in_range = false;
+  if (value->is_number_unsigned()) {
+    const auto x = value->get<std::uint64_t>();
+    in_range =
+        x <= static_cast<std::uint64_t>(range.max) && (range.min <= 0 || x >= static_cast<std::uint64_t>(range.min));
+  } else if (value->is_number_integer()) {
+    const auto x = value->get<std::int64_t>();
+    in_range = x >= range.min && x <= range.max;
+  }
+  if (in_range) {
+    out = value->get<std::int64_t>();
+  } else {
+    problem(key, rule, "give one");
+  }
+  return *this;
+}
+
+ObjectReader& ObjectReader::unsigned_integer(const char* key, std::uint64_t& out) {
+  const json* value = take(key);
+  if (value == nullptr) return *this;
+  if (value->is_number_unsigned()) {
+    out = value->get<std::uint64_t>();
+  } else {
+    problem(key, "must be a whole number from 0 to 2^64-1", "give one");
+  }
+  return *this;
+}
+
+ObjectReader& ObjectReader::number(const char* key, double& out, NumberRange range) {
+  const json* value = take(key);
+  if (value == nullptr) return *this;
+  const bool good = value->is_number() && std::isfinite(value->get<double>()) && value->get<double>() >= range.min &&
+                    value->get<double>() <= range.max;
+  if (good) {
+    out = value->get<double>();
+  } else {
+    problem(key, fmt::format("must be a number from {:g} to {:g}", range.min, range.max),
+            "give one in the unit that the key names");
+  }
+  return *this;
+}
+
+ObjectReader& ObjectReader::optional_number(const char* key, std::optional<double>& out, NumberRange range) {
+  if (!has(key) || (*object_)[key].is_null()) {
+    take(key);
+    return *this;
+  }
+  double value = range.min;
+  number(key, value, range);
+  out = value;
+  return *this;
+}
+
+ObjectReader& ObjectReader::boolean(const char* key, bool& out) {
+  const json* value = take(key);
+  if (value == nullptr) return *this;
+  if (value->is_boolean()) {
+    out = value->get<bool>();
+  } else {
+    problem(key, "must be true or false", "write it without quotes");
+  }
+  return *this;
+}
+
+ObjectReader& ObjectReader::text(const char* key, std::string& out) {
+  const json* value = take(key);
+  if (value == nullptr) return *this;
+  if (value->is_string() && !value->get_ref<const std::string&>().empty()) {
+    out = value->get<std::string>();
+  } else {
+    problem(key, "must be a text that is not empty", "write it in quotes");
+  }
+  return *this;
+}
+
+ObjectReader& ObjectReader::integers(const char* key, std::vector<std::int64_t>& out, IntegerRange range) {
+  const json* value = take(key);
+  if (value == nullptr) return *this;
+  const bool good =
+      value->is_array() && std::all_of(value->begin(), value->end(), [&](const json& x) {
+        return x.is_number_integer() && x.get<std::int64_t>() >= range.min && x.get<std::int64_t>() <= range.max;
+      });
+  if (good) {
+    out = value->get<std::vector<std::int64_t>>();
+  } else {
+    problem(key, fmt::format("must be a list of whole numbers from {} to {}", range.min, range.max), "write [ ... ]");
+  }
+  return *this;
+}
+
+bool ObjectReader::take_choice(const char* key, std::string& word, const std::vector<std::string>& names) {
+  const json* value = take(key);
+  if (value == nullptr) return false;
+  if (value->is_string()) word = value->get<std::string>();
+  if (value->is_string() && std::find(names.begin(), names.end(), word) != names.end()) return true;
+  const std::optional<std::string> guess = did_you_mean(word, names);
+  problem(key, fmt::format("must be one of {}", fmt::join(names, ", ")),
+          guess ? fmt::format("did you mean \"{}\"?", *guess) : std::string("choose one"));
+  return false;
+}
+
+ObjectReader& ObjectReader::object(const char* key, const std::function<void(ObjectReader&)>& read) {
+  const json* value = take(key);
+  if (value == nullptr) return *this;
+  ObjectReader inner(*value, file_, path_of(key), problems_);
+  if (inner.object_ == nullptr) return *this;
+  read(inner);
+  inner.finish();
+  return *this;
+}
+
+ObjectReader& ObjectReader::objects(const char* key, const std::function<void(ObjectReader&)>& read) {
+  const json* value = take(key);
+  if (value == nullptr) return *this;
+  if (!value->is_array()) {
+    problem(key, "must be a list", "write [ { ... }, ... ]");
+    return *this;
+  }
+  for (std::size_t i = 0; i < value->size(); ++i) {
+    ObjectReader inner((*value)[i], file_, fmt::format("{}[{}]", path_of(key), i), problems_);
+    if (inner.object_ == nullptr) continue;
+    read(inner);
+    inner.finish();
+  }
+  return *this;
+}
+
+void ObjectReader::finish() {
+  if (object_ == nullptr) return;
+  for (const auto& [key, value] : object_->items()) {
+    if (std::find(known_.begin(), known_.end(), key) != known_.end()) continue;
+    const std::optional<std::string> guess = did_you_mean(key, known_);
+    problem(
+        key, "is not a key that is known here",
+        guess ? fmt::format("did you mean \"{}\"?", *guess) : fmt::format("known keys: {}", fmt::join(known_, ", ")));
+  }
+}
+
+void RuleChecker::expect(bool holds, const std::string& key, const std::string& value, std::string rule,
+                         std::string fix, ProblemKind kind) {
+  if (holds) return;
+  problems_.push_back({"", key.empty() ? path_ : path_ + "." + key, value, std::move(rule), std::move(fix), kind});
+}
+
+}  // namespace trainyard

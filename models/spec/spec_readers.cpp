@@ -1,0 +1,238 @@
+#include "models/spec/spec_readers.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+namespace trainyard {
+
+void read_model(ObjectReader& from, ModelSpec& model) {
+  from.require({"name", "family", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
+                "vocab_size", "max_position_embeddings"});
+  from.text("name", model.name)
+      .choice<ModelFamily>("family", model.family,
+                           {{"llama", ModelFamily::Llama},
+                            {"mixtral", ModelFamily::Mixtral},
+                            {"grok1", ModelFamily::Grok1},
+                            {"gpt3", ModelFamily::Gpt3}})
+      .integer("num_hidden_layers", model.num_hidden_layers, {1, 10000})
+      .integer("hidden_size", model.hidden_size, {1, 1 << 20})
+      .integer("num_attention_heads", model.num_attention_heads, {1, 1 << 16})
+      .integer("intermediate_size", model.intermediate_size, {1, 1 << 24})
+      .integer("vocab_size", model.vocab_size, {1, 1 << 26})
+      .integer("max_position_embeddings", model.max_position_embeddings, {1, 1 << 28});
+  // As Hugging Face has it: without key-value heads every query head has its own, and heads fill the hidden size.
+  model.num_key_value_heads = model.num_attention_heads;
+  from.integer("num_key_value_heads", model.num_key_value_heads, {1, 1 << 16});
+  if (model.num_attention_heads > 0) model.head_dim = model.hidden_size / model.num_attention_heads;
+  from.integer("head_dim", model.head_dim, {1, 1 << 16});
+  from.choice<NormKind>("norm", model.norm, {{"rms_norm", NormKind::RmsNorm}, {"layer_norm", NormKind::LayerNorm}})
+      .number("norm_eps", model.norm_eps, {1e-12, 1e-1})
+      .choice<NormPlacement>("norm_placement", model.norm_placement,
+                             {{"pre", NormPlacement::Pre}, {"sandwich", NormPlacement::Sandwich}})
+      .choice<PositionKind>(
+          "position", model.position,
+          {{"rope", PositionKind::Rope}, {"learned", PositionKind::Learned}, {"none", PositionKind::None}})
+      .number("rope_theta", model.rope_theta, {1, 1e12})
+      .choice<ActivationKind>("hidden_act", model.hidden_act,
+                              {{"silu", ActivationKind::Silu},
+                               {"gelu", ActivationKind::Gelu},
+                               {"gelu_tanh", ActivationKind::GeluTanh},
+                               {"squared_relu", ActivationKind::SquaredRelu}})
+      .boolean("gated_mlp", model.gated_mlp)
+      .boolean("attention_bias", model.attention_bias)
+      .boolean("mlp_bias", model.mlp_bias)
+      .boolean("tie_word_embeddings", model.tie_word_embeddings)
+      .number("embedding_multiplier", model.embedding_multiplier, {1e-6, 1e6})
+      .number("output_multiplier", model.output_multiplier, {1e-6, 1e6})
+      .optional_number("attention_multiplier", model.attention_multiplier, {1e-6, 1e6})
+      .number("attention_softcap", model.attention_softcap, {0, 1e6})
+      .number("output_softcap", model.output_softcap, {0, 1e6})
+      .integer("sliding_window", model.sliding_window, {0, 1 << 28})
+      .number("hidden_dropout", model.hidden_dropout, {0, 0.99})
+      .object("moe", [&](ObjectReader& moe) {
+        model.moe.emplace();
+        moe.require({"num_local_experts", "num_experts_per_tok"});
+        moe.integer("num_local_experts", model.moe->num_local_experts, {2, 1 << 16})
+            .integer("num_experts_per_tok", model.moe->num_experts_per_tok, {1, 1 << 16})
+            .boolean("renormalize", model.moe->renormalize);
+      });
+}
+
+void read_cluster(ObjectReader& from, ClusterSpec& cluster) {
+  from.require({"name", "hardware", "nodes", "nic_bytes_per_s"});
+  from.text("name", cluster.name)
+      .text("hardware", cluster.hardware)
+      .integer("nodes", cluster.nodes, {1, 10'000'000})
+      .integer("gpus_per_node", cluster.gpus_per_node, {1, 1024})
+      .integer("nics_per_node", cluster.nics_per_node, {1, 1024})
+      .number("nic_bytes_per_s", cluster.nic_bytes_per_s, {1, 1e15})
+      .boolean("rail_optimized", cluster.rail_optimized)
+      .objects("tiers",
+               [&](ObjectReader& entry) {
+                 FabricTier tier;
+                 entry.require({"name", "nodes_per_group"});
+                 entry.text("name", tier.name)
+                     .integer("nodes_per_group", tier.nodes_per_group, {1, 10'000'000})
+                     .number("oversubscription", tier.oversubscription, {1, 1000});
+                 cluster.tiers.push_back(tier);
+               })
+      .object("storage", [&](ObjectReader& storage) {
+        storage.number("remote_read_bytes_per_s", cluster.storage.remote_read_bytes_per_s, {0, 1e18})
+            .number("remote_write_bytes_per_s", cluster.storage.remote_write_bytes_per_s, {0, 1e18})
+            .number("nvme_bytes_per_s", cluster.storage.nvme_bytes_per_s, {0, 1e15})
+            .number("host_memory_bytes_per_s", cluster.storage.host_memory_bytes_per_s, {0, 1e15});
+      });
+}
+
+namespace {
+
+void read_cause(ObjectReader& from, FaultCause& cause) {
+  from.require({"name", "scope", "source"});
+  from.text("name", cause.name)
+      .choice<FaultScope>("scope", cause.scope,
+                          {{"gpu", FaultScope::Gpu},
+                           {"node", FaultScope::Node},
+                           {"network", FaultScope::Network},
+                           {"job", FaultScope::Job}})
+      .text("source", cause.source)
+      .number("rate_per_gpu_hour", cause.rate_per_gpu_hour, {0, 1});
+  double count = 0, gpu_hours = 0;
+  from.number("count", count, {0, 1e12}).number("gpu_hours", gpu_hours, {1, 1e18});
+  const bool as_rate = from.has("rate_per_gpu_hour"), as_count = from.has("count") && from.has("gpu_hours");
+  if (as_rate == as_count) {
+    from.problem("rate_per_gpu_hour", "must be given either as it is, or as count and gpu_hours, and not as both",
+                 "keep one form");
+  } else if (as_count && gpu_hours > 0) {
+    cause.rate_per_gpu_hour = count / gpu_hours;
+  }
+}
+
+void read_injected(ObjectReader& from, InjectedFault& fault) {
+  from.require({"kind", "node"});
+  from.choice<InjectedKind>("kind", fault.kind,
+                            {{"gpu_slow", InjectedKind::GpuSlow},
+                             {"nic_slow", InjectedKind::NicSlow},
+                             {"link_down", InjectedKind::LinkDown},
+                             {"node_crash", InjectedKind::NodeCrash}})
+      .number("at_s", fault.at_s, {0, 1e10})
+      .optional_number("duration_s", fault.duration_s, {0, 1e10})
+      .integer("node", fault.node, {0, 10'000'000})
+      .integer("device", fault.device, {0, 1023})
+      .number("factor", fault.factor, {1, 1e6});
+}
+
+}  // namespace
+
+void read_faults(ObjectReader& from, FaultSpec& faults) {
+  std::string name;
+  from.text("name", name)
+      .objects("causes",
+               [&](ObjectReader& entry) {
+                 FaultCause cause;
+                 read_cause(entry, cause);
+                 faults.causes.push_back(cause);
+               })
+      .objects("injected", [&](ObjectReader& entry) {
+        InjectedFault fault;
+        read_injected(entry, fault);
+        faults.injected.push_back(fault);
+      });
+}
+
+void read_policy(ObjectReader& from, PolicySpec& policy) {
+  const NumberRange seconds{0, 1e9};
+  from.require({"name"});
+  from.text("name", policy.name)
+      .number("detection_timeout_s", policy.detection_timeout_s, seconds)
+      .number("diagnosis_s", policy.diagnosis_s, seconds)
+      .number("checkpoint_interval_s", policy.checkpoint_interval_s, seconds)
+      .number("checkpoint_stall_s", policy.checkpoint_stall_s, seconds)
+      .integer("spare_nodes", policy.spare_nodes, {0, 10'000'000})
+      .integer("max_ejections_per_domain_per_hour", policy.max_ejections_per_domain_per_hour, {1, 1'000'000})
+      .number("fence_s", policy.fence_s, seconds)
+      .number("allocate_s", policy.allocate_s, seconds)
+      .number("process_start_s", policy.process_start_s, seconds)
+      .number("communicators_s", policy.communicators_s, seconds)
+      .number("load_state_s", policy.load_state_s, seconds)
+      .number("first_step_s", policy.first_step_s, seconds)
+      .number("repair_median_s", policy.repair_median_s, seconds)
+      .number("repair_sigma", policy.repair_sigma, {0, 10});
+}
+
+namespace {
+
+void read_recompute_modules(ObjectReader& from, ParallelPlan& plan) {
+  const nlohmann::json* modules = from.take("recompute_modules");
+  if (modules == nullptr) return;
+  const std::vector<std::pair<std::string, bool*>> known{{"core_attn", &plan.recompute_modules.core_attn},
+                                                         {"norm", &plan.recompute_modules.norm},
+                                                         {"activation", &plan.recompute_modules.activation}};
+  for (const auto& [name, flag] : known) *flag = false;
+  const bool good =
+      modules->is_array() && std::all_of(modules->begin(), modules->end(), [&](const nlohmann::json& module) {
+        const auto found =
+            std::find_if(known.begin(), known.end(), [&](const auto& entry) { return module == entry.first; });
+        if (found != known.end()) *found->second = true;
+        return found != known.end();
+      });
+  if (!good)
+    from.problem("recompute_modules", "must be a list of core_attn, norm, activation", "write [\"core_attn\"]");
+}
+
+}  // namespace
+
+void read_plan(ObjectReader& from, ParallelPlan& plan) {
+  const IntegerRange degree{1, 10'000'000};
+  from.require({"sequence_length", "global_batch_size"});
+  from.text("name", plan.name)
+      .integer("tp", plan.tp, degree)
+      .integer("cp", plan.cp, degree)
+      .integer("ep", plan.ep, degree)
+      .integer("pp", plan.pp, {1, 4096})
+      .integer("dp", plan.dp, degree)
+      .choice<std::string>("order", plan.order,
+                           {{"tp-cp-ep-dp-pp", "tp-cp-ep-dp-pp"}, {"tp-cp-ep-pp-dp", "tp-cp-ep-pp-dp"}})
+      .boolean("sequence_parallel", plan.sequence_parallel)
+      .integer("zero_stage", plan.zero_stage, {0, 2})
+      .choice<std::optional<GradSync>>(
+          "grad_sync", plan.grad_sync,
+          {{"last_micro_batch", GradSync::LastMicroBatch}, {"every_micro_batch", GradSync::EveryMicroBatch}})
+      .choice<PipelineSchedule>("schedule", plan.schedule,
+                                {{"1f1b", PipelineSchedule::OneFOneB}, {"interleaved", PipelineSchedule::Interleaved}})
+      .integer("virtual_stages", plan.virtual_stages, {1, 4096})
+      .integers("layers_per_chunk", plan.layers_per_chunk, {0, 10000})
+      .integer("sequence_length", plan.sequence_length, {1, 1 << 28})
+      .integer("micro_batch_size", plan.micro_batch, {1, 1 << 20})
+      .integer("global_batch_size", plan.global_batch, {1, 1 << 30})
+      .choice<RecomputeMode>(
+          "recompute", plan.recompute,
+          {{"none", RecomputeMode::None}, {"selective", RecomputeMode::Selective}, {"full", RecomputeMode::Full}})
+      .choice<Precision>("precision", plan.precision,
+                         {{"bf16", Precision::Bf16}, {"f32", Precision::F32}, {"f64", Precision::F64}})
+      .boolean("fp32_gradients", plan.fp32_gradients)
+      .integer("bucket_bytes", plan.bucket_bytes, {1, std::int64_t{1} << 40})
+      .object("overlap",
+              [&](ObjectReader& overlap) {
+                overlap.boolean("grad_reduce", plan.overlap.grad_reduce)
+                    .boolean("param_gather", plan.overlap.param_gather)
+                    .boolean("p2p", plan.overlap.p2p);
+              })
+      .object("moe",
+              [&](ObjectReader& moe) {
+                moe.optional_number("buffer_factor", plan.moe.buffer_factor, {1, 1e6})
+                    .choice<MoeOverflow>("overflow", plan.moe.overflow,
+                                         {{"fail", MoeOverflow::Fail}, {"drop", MoeOverflow::Drop}});
+              })
+      .object("optimizer", [&](ObjectReader& adam) {
+        adam.number("learning_rate", plan.optimizer.learning_rate, {0, 1e3})
+            .number("beta1", plan.optimizer.beta1, {0, 0.999999})
+            .number("beta2", plan.optimizer.beta2, {0, 0.999999})
+            .number("eps", plan.optimizer.eps, {0, 1})
+            .number("weight_decay", plan.optimizer.weight_decay, {0, 1e3})
+            .number("clip_grad", plan.optimizer.clip_grad, {0, 1e9});
+      });
+  read_recompute_modules(from, plan);
+}
+
+}  // namespace trainyard

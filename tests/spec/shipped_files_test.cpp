@@ -1,0 +1,88 @@
+// Every file that we ship loads, and says what its source says.
+#include <catch2/catch.hpp>
+
+#include <filesystem>
+
+#include "models/spec/scenario.h"
+
+using namespace trainyard;
+
+namespace {
+
+const std::string kScenarios = std::string(TRAINYARD_SOURCE_DIR) + "/scenarios/";
+
+std::vector<std::string> files_in(const std::string& folder) {
+  std::vector<std::string> out;
+  for (const auto& entry : std::filesystem::directory_iterator(kScenarios + folder)) {
+    if (entry.path().extension() == ".json") out.push_back(entry.path().string());
+  }
+  std::sort(out.begin(), out.end());
+  return out;
+}
+
+std::string all(const Problems& problems) {
+  std::string text;
+  for (const Problem& problem : problems) text += to_string(problem) + "\n";
+  return text;
+}
+
+template <class Spec>
+Spec loaded(Result<Spec> result) {
+  if (!result) FAIL(all(result.problems()));
+  return std::move(result).value();
+}
+
+}  // namespace
+
+TEST_CASE("every shipped scenario loads") {
+  const std::vector<std::string> files = files_in("");
+  CHECK(files.size() >= 4);
+  for (const std::string& file : files) {
+    INFO(file);
+    const Result<Scenario> scenario = load_scenario(file);
+    if (!scenario) FAIL(all(scenario.problems()));
+    CHECK(scenario.value().name == std::filesystem::path(file).stem().string());
+  }
+}
+
+TEST_CASE("every shipped model and cluster loads") {
+  for (const std::string& file : files_in("models")) loaded(load_model(file));
+  for (const std::string& file : files_in("clusters")) loaded(load_cluster(file));
+}
+
+TEST_CASE("parameter counts are the published ones") {
+  const auto count = [](const char* name) {
+    return parameter_count(loaded(load_model(kScenarios + "models/" + name)));
+  };
+  CHECK(count("grok-1.json") == 315684820992);
+  CHECK(count("llama3-8b.json") == 8030261248);      // Hugging Face, meta-llama/Meta-Llama-3-8B
+  CHECK(count("llama3-70b.json") == 70553706496);    // meta-llama/Meta-Llama-3-70B
+  CHECK(count("llama3-405b.json") == 405853388800);  // meta-llama/Llama-3.1-405B
+  CHECK(count("mixtral-8x7b.json") == 46702792704);  // mistralai/Mixtral-8x7B-v0.1
+  CHECK(static_cast<double>(count("gpt3-175b.json")) == Approx(175e9).epsilon(0.005));
+  CHECK(static_cast<double>(active_parameter_count(loaded(load_model(kScenarios + "models/grok-1.json")))) ==
+        Approx(83.8e9).epsilon(0.001));
+}
+
+TEST_CASE("FLOPs per token follow the two published conventions") {
+  // Derived figures of NVIDIA dgxc-benchmarking 24.11 (Grok-1, 8k) and of Llama 3 Table 4.
+  const ModelSpec grok = loaded(load_model(kScenarios + "models/grok-1.json"));
+  CHECK(model_flops_per_token(grok, 8192, false) == Approx(541.166e9).epsilon(1e-3));
+  CHECK(model_flops_per_token(grok, 8192, true) == Approx(521.839e9).epsilon(1e-3));
+  const ModelSpec llama = loaded(load_model(kScenarios + "models/llama3-405b.json"));
+  CHECK(model_flops_per_token(llama, 8192, false) == Approx(2625.42e9).epsilon(1e-3));
+  CHECK(model_flops_per_token(llama, 8192, true) == Approx(2523.96e9).epsilon(1e-3));
+}
+
+TEST_CASE("Llama 3's fault table adds up to its 419 interruptions") {
+  const Scenario scenario = loaded(load_scenario(kScenarios + "02-llama3-405b-54-days.json"));
+  CHECK(scenario.faults.total_rate_per_gpu_hour() * 21233664 == Approx(419));
+  CHECK(scenario.plan.ranks() == 16384);
+}
+
+TEST_CASE("the two policies take half an hour and ninety seconds, lost work aside") {
+  const Scenario scenario = loaded(load_scenario(kScenarios + "01-grok1-100k-week.json"));
+  REQUIRE(scenario.policies.size() == 2);
+  CHECK(scenario.policies[0].recovery_s() == 90);
+  CHECK(scenario.policies[1].recovery_s() == 1800);
+}

@@ -46,7 +46,7 @@ using Check = std::function<void(const Observation&)>;
 
 class Adversary {
  public:
-  explicit Adversary(std::uint64_t seed) : rng_(seed, "adversary") {
+  explicit Adversary(std::uint64_t seed) : rng_(seed, "adversary"), calm_(seed % 2 == 0) {
     auto config = small_config();
     config.max_barren_attempts = 3;
     yard = Yard(config);
@@ -90,10 +90,12 @@ class Adversary {
   }
 
   void mischief(const Check& check) {
-    switch (rng_.categorical({30, 25, 10, 4, 4, 3, 8, 8, 5, 1, 1})) {
+    // Every other night is calm enough for training to get somewhere between failures.
+    const double symptoms = calm_ ? 0.5 : 4;
+    switch (rng_.categorical({30, 25, 10, symptoms, symptoms, symptoms, 8, 8, 5, 1, 1})) {
       case 0: return answer_something(check);
       case 1: return fire_something(check);
-      case 2: return deliver(yard.events[rng_.below(yard.events.size())].second, check);
+      case 2: return repeat_something(check);
       case 3: return deliver(HeartbeatLost{some_node(), some_past_ns()}, check);
       case 4: return complain(check);
       case 5: return deliver(XidReported{some_node(), 0, std::array{79, 31, 43}[rng_.below(3)], some_past_ns()}, check);
@@ -126,6 +128,11 @@ class Adversary {
     yard.timers.erase(next);
     yard.now_ns = std::max(yard.now_ns, at_ns);
     deliver(TimerFired{key}, check);
+  }
+
+  void repeat_something(const Check& check) {
+    const Event event = yard.events[rng_.below(yard.events.size())].second;
+    deliver(event, check);
   }
 
   void complain(const Check& check) {
@@ -179,6 +186,7 @@ class Adversary {
   }
 
   Stream rng_;
+  bool calm_;
   std::vector<ActionKey> checkpoints_;
 };
 

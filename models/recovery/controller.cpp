@@ -69,8 +69,6 @@
 #include "models/base/units.h"
 
 namespace trainyard::recovery {
-namespace {
-
 std::optional<Phase> phase_of(State state) {
   switch (state) {
     case State::Idle:
@@ -87,8 +85,6 @@ std::optional<Phase> phase_of(State state) {
   }
   return std::nullopt;
 }
-
-}  // namespace
 
 const char* to_string(State state) {
   switch (state) {
@@ -146,6 +142,11 @@ std::vector<Action> Controller::step(std::int64_t now_ns, const Event& event) {
   now_ns_ = now_ns;
   std::visit([this](const auto& e) { handle(e); }, event);
   return std::exchange(actions_, {});
+}
+
+std::optional<std::int64_t> Controller::slot_of(NodeId node) const {
+  const auto found = slot_of_.find(node);
+  return found == slot_of_.end() ? std::nullopt : std::optional(found->second);
 }
 
 // ---- Symptoms -----------------------------------------------------------------------------

@@ -73,6 +73,8 @@ enum class State : std::uint8_t {
   WarmingUp,
 };
 const char* to_string(State state);
+/// The ledger's phase that time in this state is booked to; none in Idle and Running.
+std::optional<Phase> phase_of(State state);
 
 class Controller {
  public:
@@ -87,6 +89,8 @@ class Controller {
   [[nodiscard]] State state() const { return state_; }
   [[nodiscard]] std::int64_t epoch() const { return epoch_; }
   [[nodiscard]] const std::vector<NodeId>& owners() const { return owners_; }
+  /// The slot that the node holds, if any.
+  [[nodiscard]] std::optional<std::int64_t> slot_of(NodeId node) const;
   [[nodiscard]] const std::set<NodeId>& spares() const { return spares_; }
   /// All steps up to this one survive whatever happens.
   [[nodiscard]] std::int64_t durable_step() const { return durable_step_; }

@@ -34,7 +34,7 @@ void Agenda::work() {
 }
 
 bool Agenda::sleep_until(std::int64_t at_ns) {
-  const double left_s = static_cast<double>(at_ns) / kNsPerS - sg4::Engine::get_clock();
+  const double left_s = static_cast<double>(at_ns) / kNsPerS - (sg4::Engine::get_clock() - origin_s_);
   // Below half a nanosecond SimGrid's clock has arrived as far as its doubles can tell.
   return left_s < 0.5e-9 || wake_->acquire_timeout(left_s);
 }

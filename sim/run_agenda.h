@@ -2,13 +2,14 @@
 //
 // Simulated time is kept in int64 nanoseconds beside SimGrid's double seconds: an entry made
 // for t runs at exactly t, so that durations add up without rounding and traces hash alike.
+// Zero is when the agenda was made, whatever SimGrid's clock says then.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <queue>
 #include <string>
-#include <vector>
+#include <tuple>
 
 #include <simgrid/s4u.hpp>
 
@@ -43,6 +44,7 @@ class Agenda {
   bool sleep_until(std::int64_t at_ns);
 
   Advance advance_;
+  const double origin_s_ = simgrid::s4u::Engine::get_clock();
   std::priority_queue<Entry> entries_;
   std::int64_t next_order_ = 0;
   simgrid::s4u::SemaphorePtr wake_ = simgrid::s4u::Semaphore::create(0);

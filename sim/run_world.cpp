@@ -119,7 +119,7 @@ RunWorld::RunWorld(const RunInput& input, sg4::Host* host)
     tell(recovery::Launched{0});
     for (std::size_t i = 0; i < input_.faults.causes.size(); ++i) arm_cause(i);
     for (std::size_t i = 0; i < input_.faults.injected.size(); ++i) arm_injected(i);
-    sg4::this_actor::sleep_until(input_.duration_s);
+    sg4::this_actor::sleep_for(input_.duration_s);
     advance(duration_ns_);
   });
 }

@@ -24,7 +24,7 @@ namespace trainyard {
 
 class RunWorld {
  public:
-  /// The input is valid. SimGrid has a host and has not run yet in this process.
+  /// The input is valid. SimGrid has a host and is not running.
   RunWorld(const RunInput& input, simgrid::s4u::Host* host);
 
   /// Runs SimGrid's engine to the end of the run. Once per process.

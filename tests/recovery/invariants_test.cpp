@@ -373,6 +373,11 @@ TEST_CASE("I7 symptoms that are repeated or older than the last proof of life ch
   const auto deciding = snapshot(yard.controller);
   CHECK(yard.deliver(symptom).empty());
   CHECK(snapshot(yard.controller) == deciding);
+  while (yard.controller.state() == State::Deciding) yard.fire_next_timer();
+  const auto fencing = snapshot(yard.controller);
+  REQUIRE(fencing.state == State::Fencing);
+  CHECK(yard.deliver(symptom).empty());  // its node is condemned already
+  CHECK(snapshot(yard.controller) == fencing);
   yard.recover();
   REQUIRE(yard.controller.state() == State::Running);
   const auto running = snapshot(yard.controller);

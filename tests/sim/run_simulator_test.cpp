@@ -1,11 +1,15 @@
 // The run simulator on small jobs where the right answer can be worked out by hand.
 #include "sim/run_simulator.h"
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <map>
 #include <numeric>
 
 #include <catch2/catch.hpp>
+#include <simgrid/s4u.hpp>
 
 #include "models/base/units.h"
 #include "tests/sim/run_inputs.h"
@@ -347,6 +351,46 @@ TEST_CASE("States that injected faults foresee are asked for before anything is 
                            injected(InjectedKind::NicSlow, 200, 1, 400, 2)};
   simulate(input);
   CHECK(asked == std::vector<std::size_t>{0, 1, 2, 1});
+}
+
+TEST_CASE("Phases of no length are passed through") {
+  RunInput input = small_job();
+  PolicySpec instant;
+  instant.spare_nodes = 2;
+  for (double* seconds : {&instant.detection_timeout_s, &instant.diagnosis_s, &instant.checkpoint_stall_s,
+                          &instant.fence_s, &instant.allocate_s, &instant.process_start_s, &instant.communicators_s,
+                          &instant.load_state_s, &instant.first_step_s})
+    *seconds = 0;
+  instant.checkpoint_interval_s = 600;
+  input.policy = instant;
+  input.faults.injected = {injected(InjectedKind::NodeCrash, 5000, 1)};
+  const RunResult result = simulate(input);
+  REQUIRE(result.recoveries.size() == 1);
+  CHECK(result.recoveries[0].ledger.total_s() == Approx(1));  // to the next collective
+  CHECK(result.band_s(Band::Productive) + result.band_s(Band::LostWork) == Approx(86400 - 1));
+}
+
+TEST_CASE("A process whose SimGrid has run before simulates the same") {
+  const RunInput input = small_job();
+  const std::uint64_t expected = simulate(input).trace_hash;
+  const pid_t pid = fork();  // SimGrid has one engine per process: keep this one clean
+  if (pid == 0) {
+    int argc = 1;
+    char name[] = "test";
+    char* argv[] = {name, nullptr};
+    simgrid::s4u::Engine engine(&argc, argv);
+    simgrid::s4u::NetZone* zone = simgrid::s4u::create_empty_zone("zone");
+    simgrid::s4u::Host* host = zone->create_host("host", 1e9);
+    zone->seal();
+    simgrid::s4u::Actor::create("sleeper", host, [] { simgrid::s4u::this_actor::sleep_for(12.25); });
+    engine.run();
+    const bool clock_moved = simgrid::s4u::Engine::get_clock() > 12;
+    const auto result = simulate_run(input);
+    _exit(clock_moved && result.ok() && result.value().trace_hash == expected ? 0 : 1);
+  }
+  int status = -1;
+  REQUIRE(waitpid(pid, &status, 0) == pid);
+  CHECK(status == 0);
 }
 
 TEST_CASE("The interval: as given, else the optimum, else hourly") {

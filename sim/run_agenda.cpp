@@ -1,0 +1,42 @@
+#include "sim/run_agenda.h"
+
+#include <utility>
+
+#include "models/base/units.h"
+
+namespace trainyard {
+
+namespace sg4 = simgrid::s4u;
+
+Agenda::Agenda(const std::string& name, sg4::Host* host, Advance advance) : advance_(std::move(advance)) {
+  sg4::Actor::create(name, host, [this] { work(); })->daemonize();
+}
+
+void Agenda::at(std::int64_t at_ns, Task task) {
+  const bool earliest = entries_.empty() || at_ns < entries_.top().at_ns;
+  entries_.push({at_ns, next_order_++, std::move(task)});
+  if (earliest) wake_->release();
+}
+
+void Agenda::work() {
+  for (;;) {
+    if (entries_.empty()) {
+      wake_->acquire();
+      continue;
+    }
+    const std::int64_t at_ns = entries_.top().at_ns;
+    if (!sleep_until(at_ns)) continue;
+    const Task task = entries_.top().task;
+    entries_.pop();
+    advance_(at_ns);
+    task();
+  }
+}
+
+bool Agenda::sleep_until(std::int64_t at_ns) {
+  const double left_s = static_cast<double>(at_ns) / kNsPerS - (sg4::Engine::get_clock() - origin_s_);
+  // Below half a nanosecond SimGrid's clock has arrived as far as its doubles can tell.
+  return left_s < 0.5e-9 || wake_->acquire_timeout(left_s);
+}
+
+}  // namespace trainyard

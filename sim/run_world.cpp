@@ -1,0 +1,644 @@
+// The world of one run. Sections: time and its bands; the fault injector; links; symptoms; the
+// job and its checkpoints; the controller and what carries out its actions.
+#include "sim/run_world.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <tuple>
+#include <type_traits>
+
+#include "models/base/check.h"
+#include "models/base/units.h"
+#include "models/recovery/goodput.h"
+
+namespace trainyard {
+
+namespace sg4 = simgrid::s4u;
+using recovery::Action;
+using recovery::ActionKey;
+using recovery::Answered;
+using recovery::Controller;
+using recovery::Outcome;
+using recovery::State;
+
+namespace {
+
+// A queue pair sends again after 4.096 us * 2^timeout, and gives up after its retries. NCCL's
+// defaults: NCCL_IB_TIMEOUT 20, NCCL_IB_RETRY_CNT 7 (NCCL env.rst; InfiniBand spec 11.6.2).
+constexpr std::int64_t kQueuePairRetryNs = std::int64_t{4096} << 20;
+constexpr std::int64_t kQueuePairRetries = 7;
+constexpr std::int64_t kQueuePairTimeoutNs = kQueuePairRetries * kQueuePairRetryNs;
+
+// XIDs with which GPUs die in the field, all of which NVIDIA answers with a reset or worse:
+// double-bit ECC, off the bus, uncontained ECC, GSP timeout, unrecovered ECC.
+constexpr std::array kFatalXids = {48, 79, 95, 119, 140};
+
+// Rounding in a step count that has been advanced by many divisions.
+constexpr double kStepEpsilon = 1e-9;
+
+Band band_of(recovery::Phase phase) {
+  switch (phase) {
+    case recovery::Phase::Detect: return Band::Detect;
+    case recovery::Phase::Decide: return Band::Decide;
+    case recovery::Phase::Fence: return Band::Fence;
+    case recovery::Phase::Allocate: return Band::Allocate;
+    case recovery::Phase::WaitForSpare: return Band::WaitForSpare;
+    case recovery::Phase::WaitForHuman: return Band::WaitForHuman;
+    case recovery::Phase::ProcessStart: return Band::ProcessStart;
+    case recovery::Phase::Communicators: return Band::Communicators;
+    case recovery::Phase::LoadState: return Band::LoadState;
+    case recovery::Phase::FirstStep: return Band::FirstStep;
+  }
+  return Band::Detect;
+}
+
+std::int64_t nodes_per_domain(const ClusterSpec& cluster) {
+  if (cluster.tiers.empty()) return std::max<std::int64_t>(cluster.nodes, 1);
+  return std::max<std::int64_t>(cluster.tiers.front().nodes_per_group, 1);
+}
+
+/// The node that an event speaks of, for the trace.
+std::int64_t node_of(const recovery::Event& event) {
+  if (const auto* e = std::get_if<recovery::HeartbeatLost>(&event)) return e->node;
+  if (const auto* e = std::get_if<recovery::XidReported>(&event)) return e->node;
+  if (const auto* e = std::get_if<recovery::CommunicatorError>(&event)) return e->suspect.value_or(-1);
+  return -1;
+}
+
+bool is_symptom(const recovery::Event& event) {
+  return std::holds_alternative<recovery::HeartbeatLost>(event) ||
+         std::holds_alternative<recovery::XidReported>(event) ||
+         std::holds_alternative<recovery::CommunicatorError>(event);
+}
+
+}  // namespace
+
+RunWorld::RunWorld(const RunInput& input, sg4::Host* host)
+    : input_(input),
+      duration_ns_(to_ns(input.duration_s)),
+      held_nodes_(input.job_nodes + input.policy.spare_nodes),
+      controller_config_(recovery::controller_config(input.policy, input.job_nodes, nodes_per_domain(input.cluster),
+                                                     checkpoint_interval_s(input))),
+      controller_(controller_config_),
+      injector_("fault injector", host, [this](std::int64_t at_ns) { advance(at_ns); }),
+      cluster_("cluster", host, [this](std::int64_t at_ns) { advance(at_ns); }),
+      storage_("storage", host, [this](std::int64_t at_ns) { advance(at_ns); }),
+      repair_shop_("repair shop", host, [this](std::int64_t at_ns) { advance(at_ns); }),
+      timers_("timers", host, [this](std::int64_t at_ns) { advance(at_ns); }),
+      symptom_draws_(input.seed, "run.symptoms"),
+      repair_draws_(input.seed, "run.repair") {
+  const FaultSpec& faults = input_.faults;
+  double rate_per_gpu_hour = 0;
+  for (std::size_t i = 0; i < faults.causes.size(); ++i) {
+    const FaultCause& cause = faults.causes[i];
+    const bool strikes_spares = cause.scope == FaultScope::Gpu || cause.scope == FaultScope::Node;
+    const std::int64_t nodes = strikes_spares ? held_nodes_ : input_.job_nodes;
+    rate_per_gpu_hour += cause.rate_per_gpu_hour;
+    arrival_s_.push_back(mean_time_between_failures_s(cause.rate_per_gpu_hour, nodes * input_.cluster.gpus_per_node));
+    arrivals_.emplace_back(input_.seed, "run.fault.arrivals", i);
+    victims_.emplace_back(input_.seed, "run.fault.victims", i);
+    result_.by_cause.push_back({cause.name, 0, 0});
+  }
+  if (!faults.injected.empty()) result_.by_cause.push_back({"injected", 0, 0});
+  step_time_ = input_.step_times({});
+  healthy_step_s_ = step_time_.step_s;
+  result_.seed = input_.seed;
+  result_.policy = input_.policy.name;
+  result_.duration_ns = duration_ns_;
+  result_.healthy_step_s = healthy_step_s_;
+  result_.checkpoint_interval_s = checkpoint_interval_s(input_);
+  result_.mean_time_between_failures_s =
+      mean_time_between_failures_s(rate_per_gpu_hour, input_.job_nodes * input_.cluster.gpus_per_node);
+  result_.spares.configured = input_.policy.spare_nodes;
+  result_.spares.fewest = input_.policy.spare_nodes;
+
+  sg4::Actor::create("controller", host, [this] { control(); })->daemonize();
+  sg4::Actor::create("run", host, [this] {
+    trace_.add(0, RunEventKind::Launched, -1, input_.policy.name);
+    tell(recovery::Launched{0});
+    for (std::size_t i = 0; i < input_.faults.causes.size(); ++i) arm_cause(i);
+    for (std::size_t i = 0; i < input_.faults.injected.size(); ++i) arm_injected(i);
+    sg4::this_actor::sleep_for(input_.duration_s);
+    advance(duration_ns_);
+  });
+}
+
+RunResult RunWorld::run() {
+  sg4::Engine::get_instance()->run();
+  return finish();
+}
+
+// ---- Time and its bands -------------------------------------------------------------------
+
+/// Books the time since the last call to what the job was doing in it.
+void RunWorld::advance(std::int64_t now_ns) {
+  now_ns = std::min(now_ns, duration_ns_);
+  if (now_ns <= now_ns_) return;
+  const std::int64_t duration_ns = now_ns - now_ns_;
+  switch (mode_) {
+    case JobMode::Training: train(duration_ns); break;
+    case JobMode::Snapshot: book(Band::CheckpointStall, duration_ns); break;
+    case JobMode::Stalled: book(Band::DegradedSlowdown, duration_ns); break;
+    case JobMode::Dead: book(band_of_dead_time(), duration_ns); break;
+  }
+  const auto spares = static_cast<std::int64_t>(controller_.spares().size());
+  spare_ns_ += spares * duration_ns;
+  if (spares > 0) some_spare_ns_ += duration_ns;
+  now_ns_ = now_ns;
+}
+
+void RunWorld::train(std::int64_t duration_ns) {
+  const double useful = std::min(1.0, healthy_step_s_ / step_time_.step_s);
+  const std::int64_t useful_ns = std::llround(static_cast<double>(duration_ns) * useful);
+  unsaved_ns_ += useful_ns;
+  book(Band::DegradedSlowdown, duration_ns - useful_ns);
+  progress_steps_ += static_cast<double>(duration_ns) / kNsPerS / step_time_.step_s;
+}
+
+Band RunWorld::band_of_dead_time() const {
+  const std::optional<recovery::Phase> phase = recovery::phase_of(controller_.state());
+  return phase ? band_of(*phase) : Band::Detect;
+}
+
+RunResult RunWorld::finish() {
+  book(Band::Productive, unsaved_ns_ + draining_ns_);
+  std::int64_t sum_ns = 0;
+  for (const std::int64_t band_ns : result_.band_ns) sum_ns += band_ns;
+  TY_CHECK(sum_ns == duration_ns_, "the bands sum to the wall time");
+  result_.effective_training_time = result_.band_s(Band::Productive) / input_.duration_s;
+  result_.steps_committed = controller_.durable_step();
+  result_.steps_done = mode_ == JobMode::Dead ? controller_.durable_step()
+                                              : static_cast<std::int64_t>(std::floor(progress_steps_ + kStepEpsilon));
+  result_.spares.mean = static_cast<double>(spare_ns_) / static_cast<double>(duration_ns_);
+  result_.spares.availability = static_cast<double>(some_spare_ns_) / static_cast<double>(duration_ns_);
+  trace_.add(duration_ns_, RunEventKind::Ended, -1, "");
+  result_.trace_hash = trace_.hash();
+  result_.events = trace_.take_events();
+  for (std::size_t i = 0; i < arrivals_.size(); ++i)
+    result_.next_draw = mix64(mix64(result_.next_draw ^ arrivals_[i].next_u64()) ^ victims_[i].next_u64());
+  result_.next_draw = mix64(mix64(result_.next_draw ^ symptom_draws_.next_u64()) ^ repair_draws_.next_u64());
+  if (input_.verify_replay) check_replay();
+  return std::move(result_);
+}
+
+void RunWorld::check_replay() const {
+  Controller replayed(controller_config_);
+  std::size_t next = 0;
+  for (const auto& [at_ns, event] : event_log_) {
+    for (const Action& action : replayed.step(at_ns, event)) {
+      TY_CHECK(next < action_log_.size() && describe(action) == action_log_[next], "a replay gives the same actions");
+      ++next;
+    }
+  }
+  TY_CHECK(next == action_log_.size(), "a replay gives all of the actions");
+}
+
+// ---- The fault injector -------------------------------------------------------------------
+
+void RunWorld::arm_cause(std::size_t cause) {
+  if (!std::isfinite(arrival_s_[cause])) return;
+  const double wait_s = arrivals_[cause].exponential(arrival_s_[cause]);
+  if (wait_s > input_.duration_s) return;  // past the end, and perhaps past what int64 holds
+  injector_.at(now_ns_ + to_ns(wait_s), [this, cause] {
+    strike(cause);
+    arm_cause(cause);
+  });
+}
+
+void RunWorld::strike(std::size_t cause) {
+  const FaultScope scope = input_.faults.causes[cause].scope;
+  if (scope == FaultScope::Job) return strike_job(cause);
+  const bool strikes_spares = scope == FaultScope::Gpu || scope == FaultScope::Node;
+  const std::uint64_t draw =
+      victims_[cause].below(static_cast<std::uint64_t>(strikes_spares ? held_nodes_ : input_.job_nodes));
+  // Nodes move between job, spares and shop; a fault of the fabric strikes where a rank is.
+  const NodeId node = strikes_spares ? static_cast<NodeId>(draw) : controller_.owners()[draw];
+  Damage damage;
+  damage.scope = scope;
+  damage.symptom_after_ns = to_ns(input_.policy.detection_timeout_s);
+  strike_node(node, cause, damage);
+}
+
+/// A software failure: no node is to blame.
+void RunWorld::strike_job(std::size_t cause) {
+  count_failure(cause, -1);
+  const State state = controller_.state();
+  const bool coming_up =
+      state == State::Starting || state == State::Connecting || state == State::Loading || state == State::WarmingUp;
+  if (mode_ == JobMode::Dead && !coming_up) return;  // nothing runs that could fail
+  const std::int64_t noticed_ns = mode_ == JobMode::Dead ? now_ns_ : next_collective_ns();
+  if (mode_ == JobMode::Dead)
+    processes_crashed_ = true;
+  else
+    kill_job();
+  const recovery::CommunicatorError error{controller_.epoch(), some_owner(), std::nullopt, now_ns_};
+  cluster_.at(noticed_ns + to_ns(input_.policy.detection_timeout_s), [this, error] { tell(error); });
+}
+
+void RunWorld::strike_node(NodeId node, std::size_t cause, Damage damage) {
+  if (node == Controller::kNobody || out_of_order(node)) return;  // nothing left to break
+  count_failure(cause, node);
+  const std::int64_t symptom_after_ns = damage.symptom_after_ns;
+  // A broken cable hurts only who uses it: with no ranks up, it shows when communicators are built.
+  const bool shows_by_itself = damage.scope != FaultScope::Network;
+  damaged_.insert_or_assign(node, damage);
+  if (controller_.slot_of(node) && mode_ != JobMode::Dead) {
+    const std::int64_t noticed_ns = next_collective_ns();
+    const std::int64_t struck_ns = now_ns_;
+    kill_job();
+    schedule_symptom(node, noticed_ns + symptom_after_ns, struck_ns);
+  } else if (shows_by_itself) {
+    schedule_symptom(node, now_ns_ + symptom_after_ns, now_ns_);
+  }
+}
+
+/// In the shop, or damaged already by more than a link that is down.
+bool RunWorld::out_of_order(NodeId node) const {
+  const auto damaged = damaged_.find(node);
+  return in_shop_.contains(node) || (damaged != damaged_.end() && !damaged->second.link_only);
+}
+
+void RunWorld::count_failure(std::size_t cause, NodeId node) {
+  CauseCount& count = result_.by_cause[cause];
+  if (node >= 0 && !controller_.slot_of(node)) {
+    ++count.spare_failures;
+    ++result_.spare_failures;
+    trace_.add(now_ns_, RunEventKind::SpareFailure, node, count.name);
+    return;
+  }
+  ++count.failures;
+  ++result_.failures;
+  causes_since_running_.push_back(count.name);
+  trace_.add(now_ns_, RunEventKind::Failure, node, count.name);
+}
+
+void RunWorld::arm_injected(std::size_t index) {
+  const InjectedFault& fault = input_.faults.injected[index];
+  if (fault.at_s < input_.duration_s) injector_.at(to_ns(fault.at_s), [this, index] { begin_injected(index); });
+}
+
+void RunWorld::begin_injected(std::size_t index) {
+  const InjectedFault& fault = input_.faults.injected[index];
+  std::optional<std::int64_t> ends_at_ns;
+  if (fault.duration_s && *fault.duration_s < input_.duration_s) ends_at_ns = now_ns_ + to_ns(*fault.duration_s);
+  switch (fault.kind) {
+    case InjectedKind::GpuSlow:
+    case InjectedKind::NicSlow:
+      if (in_shop_.contains(fault.node)) return;
+      trace_.add(now_ns_, RunEventKind::FaultBegins, fault.node,
+                 fault.kind == InjectedKind::GpuSlow ? "gpu_slow" : "nic_slow");
+      active_slow_.insert(index);
+      if (ends_at_ns) injector_.at(*ends_at_ns, [this, index] { end_slow(index); });
+      return degradations_changed();
+    case InjectedKind::LinkDown: return link_down(fault.node, ends_at_ns);
+    case InjectedKind::NodeCrash: {
+      Damage damage;
+      damage.injected = true;
+      damage.ends_at_ns = ends_at_ns;
+      damage.symptom_after_ns = to_ns(input_.policy.detection_timeout_s);
+      return strike_node(fault.node, result_.by_cause.size() - 1, damage);
+    }
+  }
+}
+
+void RunWorld::end_slow(std::size_t index) {
+  if (active_slow_.erase(index) == 0) return;
+  trace_.add(now_ns_, RunEventKind::FaultEnds, input_.faults.injected[index].node, "");
+  degradations_changed();
+}
+
+// ---- Links --------------------------------------------------------------------------------
+
+void RunWorld::link_down(NodeId node, std::optional<std::int64_t> up_ns) {
+  if (out_of_order(node)) return;
+  trace_.add(now_ns_, RunEventKind::FaultBegins, node, "link_down");
+  Damage damage;
+  damage.scope = FaultScope::Network;
+  damage.injected = true;
+  damage.ends_at_ns = up_ns;
+  damage.link_only = true;
+  damage.symptom_after_ns = kQueuePairTimeoutNs;
+  damaged_.insert_or_assign(node, damage);
+  if (up_ns) injector_.at(*up_ns, [this, node, up = *up_ns] { link_up(node, up); });
+  if (controller_.slot_of(node) && mode_ != JobMode::Dead)
+    injector_.at(next_collective_ns(), [this, node, up_ns] { link_bites(node, up_ns); });
+}
+
+/// The first collective since the link went down.
+void RunWorld::link_bites(NodeId node, std::optional<std::int64_t> up_ns) {
+  const auto damaged = damaged_.find(node);
+  if (damaged == damaged_.end() || !damaged->second.link_only || damaged->second.ends_at_ns != up_ns) return;
+  if (!controller_.slot_of(node) || mode_ == JobMode::Dead) return;  // shows when communicators are built
+  if (mode_ == JobMode::Snapshot)                                    // no collective before the snapshot is over
+    return injector_.at(snapshot_end_ns_ + 1, [this, node, up_ns] { link_bites(node, up_ns); });
+  if (up_ns && *up_ns - now_ns_ <= kQueuePairTimeoutNs) return link_stall(*up_ns - now_ns_);
+  count_failure(result_.by_cause.size() - 1, node);
+  kill_job();
+  schedule_symptom(node, now_ns_ + kQueuePairTimeoutNs, now_ns_);
+}
+
+void RunWorld::link_stall(std::int64_t down_ns) {
+  const std::int64_t retries = (down_ns + kQueuePairRetryNs - 1) / kQueuePairRetryNs;
+  stalled_until_ns_ = std::max(stalled_until_ns_, now_ns_ + retries * kQueuePairRetryNs);
+  mode_ = JobMode::Stalled;
+  ++boundary_;
+  injector_.at(stalled_until_ns_, [this, life = life_] {
+    if (life == life_ && mode_ == JobMode::Stalled && now_ns_ >= stalled_until_ns_) set_training();
+  });
+}
+
+void RunWorld::link_up(NodeId node, std::int64_t up_ns) {
+  const auto damaged = damaged_.find(node);
+  if (damaged == damaged_.end() || !damaged->second.link_only || damaged->second.ends_at_ns != up_ns) return;
+  if (in_shop_.contains(node)) return;  // the shop returns it
+  trace_.add(now_ns_, RunEventKind::FaultEnds, node, "link_down");
+  damaged_.erase(damaged);
+  if (!blocked_phase_) return;
+  const Action action = *std::exchange(blocked_phase_, std::nullopt);
+  phase_over(action);
+}
+
+// ---- Symptoms -----------------------------------------------------------------------------
+
+void RunWorld::schedule_symptom(NodeId node, std::int64_t due_ns, std::int64_t last_seen_ns) {
+  damaged_.at(node).symptom_on_its_way = true;
+  cluster_.at(due_ns,
+              [this, node, epoch = controller_.epoch(), last_seen_ns] { show_symptom(node, epoch, last_seen_ns); });
+}
+
+/// What the controller gets to see of a damaged node; `epoch` is that of the ranks that met it.
+void RunWorld::show_symptom(NodeId node, std::int64_t epoch, std::int64_t last_seen_ns) {
+  const auto damaged = damaged_.find(node);
+  if (damaged == damaged_.end() || in_shop_.contains(node)) return;  // dealt with meanwhile
+  damaged->second.symptom_on_its_way = false;
+  const bool has_peers = controller_.slot_of(node).has_value() && input_.job_nodes > 1;
+  switch (damaged->second.scope) {
+    case FaultScope::Gpu: {
+      const auto gpus = static_cast<std::uint64_t>(input_.cluster.gpus_per_node);
+      const auto gpu = static_cast<std::int64_t>(symptom_draws_.below(gpus));
+      tell(recovery::XidReported{node, gpu, kFatalXids[symptom_draws_.below(kFatalXids.size())], last_seen_ns});
+      if (has_peers) tell(recovery::CommunicatorError{epoch, neighbour(node, 1), std::nullopt, last_seen_ns});
+      return;
+    }
+    case FaultScope::Network:
+      if (!has_peers) break;
+      tell(recovery::CommunicatorError{epoch, neighbour(node, 1), node, last_seen_ns});
+      tell(recovery::CommunicatorError{epoch, neighbour(node, -1), node, last_seen_ns});
+      return;
+    case FaultScope::Node:
+    case FaultScope::Job: break;
+  }
+  tell(recovery::HeartbeatLost{node, last_seen_ns});
+}
+
+RunWorld::NodeId RunWorld::some_owner() {
+  const std::vector<NodeId>& owners = controller_.owners();
+  return owners[symptom_draws_.below(owners.size())];
+}
+
+RunWorld::NodeId RunWorld::neighbour(NodeId node, std::int64_t distance) const {
+  const std::vector<NodeId>& owners = controller_.owners();
+  const auto slots = static_cast<std::int64_t>(owners.size());
+  return owners[static_cast<std::size_t>((*controller_.slot_of(node) + distance + slots) % slots)];
+}
+
+// ---- The job and its checkpoints ------------------------------------------------------------
+
+/// When the ranks next wait for one another. Faults come at times of their own, so where in
+/// the step that is follows from the progress made.
+std::int64_t RunWorld::next_collective_ns() const {
+  if (mode_ == JobMode::Snapshot) return snapshot_end_ns_;
+  if (mode_ != JobMode::Training) return now_ns_;
+  const double collectives = progress_steps_ * static_cast<double>(step_time_.collectives_per_step);
+  const double left = std::floor(collectives) + 1 - collectives;
+  return now_ns_ + to_ns(left * step_time_.step_s / static_cast<double>(step_time_.collectives_per_step));
+}
+
+/// No rank makes progress from now on; what no durable checkpoint holds is lost. A snapshot
+/// that still drains is lost too: it drains from the memory of nodes of which one just failed.
+void RunWorld::kill_job() {
+  const std::int64_t lost_ns = unsaved_ns_ + draining_ns_;
+  book(Band::LostWork, lost_ns);
+  lost_since_running_s_ += static_cast<double>(lost_ns) / kNsPerS;
+  unsaved_ns_ = 0;
+  draining_ns_ = 0;
+  mode_ = JobMode::Dead;
+  ++life_;
+  ++boundary_;
+  checkpoint_.reset();
+}
+
+void RunWorld::set_training() {
+  mode_ = JobMode::Training;
+  if (checkpoint_) arm_step_boundary();
+}
+
+/// Asks for the step time anew if the slow parts that the job holds have changed.
+void RunWorld::degradations_changed() {
+  std::vector<InjectedFault> parts;
+  for (const std::size_t index : active_slow_) {
+    InjectedFault fault = input_.faults.injected[index];
+    const std::optional<std::int64_t> slot = controller_.slot_of(fault.node);
+    if (!slot) continue;
+    fault.node = *slot;
+    fault.at_s = 0;
+    fault.duration_s.reset();
+    parts.push_back(fault);
+  }
+  const auto key = [](const InjectedFault& f) { return std::tuple(f.node, f.device, f.kind, f.factor); };
+  const auto less = [&](const InjectedFault& a, const InjectedFault& b) { return key(a) < key(b); };
+  const auto same = [&](const InjectedFault& a, const InjectedFault& b) { return key(a) == key(b); };
+  std::sort(parts.begin(), parts.end(), less);
+  if (std::equal(parts.begin(), parts.end(), slow_parts_.begin(), slow_parts_.end(), same)) return;
+  slow_parts_ = std::move(parts);
+  step_time_ = input_.step_times(slow_parts_);
+  TY_CHECK(std::isfinite(step_time_.step_s) && step_time_.step_s > 0, "a step takes time");
+  if (mode_ == JobMode::Training && checkpoint_) arm_step_boundary();
+}
+
+void RunWorld::arm_step_boundary() {
+  const double step = std::ceil(progress_steps_ - kStepEpsilon);
+  const double wait_s = std::max(0.0, (step - progress_steps_) * step_time_.step_s);
+  cluster_.at(now_ns_ + to_ns(wait_s), [this, boundary = ++boundary_, step] {
+    if (boundary == boundary_) begin_snapshot(static_cast<std::int64_t>(step));
+  });
+}
+
+void RunWorld::begin_snapshot(std::int64_t step) {
+  progress_steps_ = static_cast<double>(step);
+  mode_ = JobMode::Snapshot;
+  snapshot_end_ns_ = now_ns_ + to_ns(input_.policy.checkpoint_stall_s);
+  cluster_.at(snapshot_end_ns_, [this, life = life_, step, begun_ns = now_ns_] {
+    if (life == life_) end_snapshot(step, begun_ns);
+  });
+}
+
+void RunWorld::end_snapshot(std::int64_t step, std::int64_t begun_ns) {
+  const ActionKey key = *checkpoint_;
+  draining_ns_ = std::exchange(unsaved_ns_, 0);
+  if (step > controller_.steps_done())
+    tell(recovery::StepsDone{controller_.epoch(), controller_.steps_done() + 1, step});
+  tell(Answered{key, Outcome::Acted, std::nullopt});
+  double drain_s = 0;
+  if (input_.checkpoint_bytes > 0) drain_s = input_.checkpoint_bytes / input_.cluster.storage.remote_write_bytes_per_s;
+  const std::int64_t durable_ns = drain_s < input_.duration_s ? begun_ns + to_ns(drain_s) : duration_ns_ + 1;
+  checkpoint_.reset();
+  storage_.at(std::max(now_ns_, durable_ns), [this, life = life_, key, step] {
+    if (life != life_) return;
+    checkpoint_durable(step);
+    tell(recovery::CheckpointDurable{key, step});
+  });
+  set_training();
+}
+
+void RunWorld::checkpoint_durable(std::int64_t step) {
+  book(Band::Productive, std::exchange(draining_ns_, 0));
+  ++result_.checkpoints;
+  trace_.add(now_ns_, RunEventKind::CheckpointDurable, -1, std::to_string(step));
+}
+
+// ---- The controller and what carries out its actions ----------------------------------------
+
+void RunWorld::tell(const recovery::Event& event) {
+  inbox_.push_back(event);
+  mail_->release();
+}
+
+void RunWorld::control() {
+  for (;;) {
+    mail_->acquire();
+    const recovery::Event event = std::move(inbox_.front());
+    inbox_.pop_front();
+    if (is_symptom(event)) trace_.add(now_ns_, RunEventKind::Symptom, node_of(event), describe(event));
+    const State before = controller_.state();
+    const std::vector<Action> actions = controller_.step(now_ns_, event);
+    if (input_.verify_replay) event_log_.emplace_back(now_ns_, event);
+    if (controller_.state() != before)
+      trace_.add(now_ns_, RunEventKind::ControllerState, -1, to_string(controller_.state()));
+    for (const Action& action : actions) carry_out(action);
+    result_.spares.fewest = std::min(result_.spares.fewest, static_cast<std::int64_t>(controller_.spares().size()));
+  }
+}
+
+void RunWorld::carry_out(const Action& action) {
+  if (input_.verify_replay) action_log_.push_back(describe(action));
+  std::visit([&](const auto& body) { perform(body, action.key); }, action.body);
+  if (const std::optional<double> seconds = phase_s(action))
+    cluster_.at(now_ns_ + to_ns(*seconds), [this, action] { phase_over(action); });
+}
+
+/// How long the world takes for a phase of the recovery; none for actions that are no phase.
+std::optional<double> RunWorld::phase_s(const Action& action) const {
+  const PolicySpec& policy = input_.policy;
+  return std::visit(
+      [&](const auto& body) -> std::optional<double> {
+        using Body = std::decay_t<decltype(body)>;
+        if constexpr (std::is_same_v<Body, recovery::Fence>) return policy.fence_s;
+        if constexpr (std::is_same_v<Body, recovery::PromoteSpare>) return policy.allocate_s;
+        if constexpr (std::is_same_v<Body, recovery::StartProcesses>) return policy.process_start_s;
+        if constexpr (std::is_same_v<Body, recovery::BuildCommunicators>) return policy.communicators_s;
+        if constexpr (std::is_same_v<Body, recovery::LoadState>) return policy.load_state_s;
+        if constexpr (std::is_same_v<Body, recovery::Resume>) return policy.first_step_s;
+        return std::nullopt;
+      },
+      action.body);
+}
+
+/// The time for a phase has passed: it has acted, unless something is broken that it needs.
+/// Then nobody answers, and those who wait complain in their own time.
+void RunWorld::phase_over(const Action& action) {
+  if (action.key.epoch < fenced_epoch_) return tell(Answered{action.key, Outcome::Refused, std::nullopt});
+  const bool needs_processes = !std::holds_alternative<recovery::Fence>(action.body) &&
+                               !std::holds_alternative<recovery::PromoteSpare>(action.body);
+  if (needs_processes && processes_crashed_) return;
+  const std::vector<NodeId> broken = blockers(action);
+  if (broken.empty()) return phase_acted(action);
+  blocked_phase_ = action;
+  for (const NodeId node : broken) {
+    const Damage& damage = damaged_.at(node);
+    if (!damage.symptom_on_its_way) schedule_symptom(node, now_ns_ + damage.symptom_after_ns, now_ns_);
+  }
+}
+
+std::vector<RunWorld::NodeId> RunWorld::blockers(const Action& action) const {
+  std::vector<NodeId> nodes;
+  const auto* promote = std::get_if<recovery::PromoteSpare>(&action.body);
+  if (std::holds_alternative<recovery::Fence>(action.body)) return nodes;
+  const bool needs_network = !promote && !std::holds_alternative<recovery::StartProcesses>(action.body);
+  for (const auto& [node, damage] : damaged_) {
+    if (damage.scope == FaultScope::Network && !needs_network) continue;
+    if (promote ? promote->node == node : controller_.slot_of(node).has_value()) nodes.push_back(node);
+  }
+  return nodes;
+}
+
+void RunWorld::phase_acted(const Action& action) {
+  if (const auto* resume = std::get_if<recovery::Resume>(&action.body)) {
+    progress_steps_ = static_cast<double>(resume->step);
+    set_training();
+  }
+  tell(Answered{action.key, Outcome::Acted, std::nullopt});
+}
+
+void RunWorld::perform(const recovery::SetTimer& timer, const ActionKey& key) {
+  if (timer.at_ns > duration_ns_) return;
+  timers_.at(timer.at_ns, [this, key] { tell(recovery::TimerFired{key}); });
+}
+
+void RunWorld::perform(const recovery::Fence&, const ActionKey& key) {
+  fenced_epoch_ = key.epoch;
+  blocked_phase_.reset();
+  if (mode_ != JobMode::Dead) kill_job();
+}
+
+void RunWorld::perform(const recovery::StartProcesses&, const ActionKey&) { processes_crashed_ = false; }
+
+void RunWorld::perform(const recovery::PromoteSpare& promote, const ActionKey&) {
+  trace_.add(now_ns_, RunEventKind::Promote, promote.node, "");
+  degradations_changed();
+}
+
+void RunWorld::perform(const recovery::Eject& eject, const ActionKey& key) {
+  const NodeId node = eject.node;
+  trace_.add(now_ns_, RunEventKind::Eject, node, "");
+  in_shop_.insert(node);
+  std::erase_if(active_slow_, [&](std::size_t index) { return input_.faults.injected[index].node == node; });
+  degradations_changed();
+  const auto damaged = damaged_.find(node);
+  const bool injected = damaged != damaged_.end() && damaged->second.injected;
+  if (injected && !damaged->second.ends_at_ns) return;  // never comes back
+  std::int64_t back_ns = 0;
+  if (injected) {
+    back_ns = std::max(now_ns_, *damaged->second.ends_at_ns);
+  } else {
+    const double repair_s =
+        repair_draws_.lognormal(std::log(input_.policy.repair_median_s), input_.policy.repair_sigma);
+    if (repair_s > input_.duration_s) return;
+    back_ns = now_ns_ + to_ns(repair_s);
+  }
+  repair_shop_.at(back_ns, [this, node, key] {
+    in_shop_.erase(node);
+    damaged_.erase(node);
+    trace_.add(now_ns_, RunEventKind::Repaired, node, "");
+    tell(recovery::NodeRepaired{key, node});
+  });
+}
+
+void RunWorld::perform(const recovery::TakeCheckpoint&, const ActionKey& key) {
+  if (mode_ == JobMode::Dead) return;
+  checkpoint_ = key;
+  if (mode_ == JobMode::Training) arm_step_boundary();
+}
+
+void RunWorld::perform(const recovery::PageHuman& page, const ActionKey&) {
+  ++result_.pages;
+  trace_.add(now_ns_, RunEventKind::Page, -1, to_string(page.reason));
+}
+
+void RunWorld::perform(const recovery::FileLedger& file, const ActionKey&) {
+  result_.recoveries.push_back(
+      {file.ledger, std::exchange(causes_since_running_, {}), std::exchange(lost_since_running_s_, 0)});
+}
+
+}  // namespace trainyard

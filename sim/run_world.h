@@ -1,0 +1,174 @@
+// The world of one run: everything that the controller can only see symptoms of.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <simgrid/s4u.hpp>
+
+#include "models/base/random.h"
+#include "models/recovery/controller.h"
+#include "sim/run_agenda.h"
+#include "sim/run_result.h"
+#include "sim/run_simulator.h"
+#include "sim/run_trace.h"
+
+namespace trainyard {
+
+class RunWorld {
+ public:
+  /// The input is valid. SimGrid has a host and is not running.
+  RunWorld(const RunInput& input, simgrid::s4u::Host* host);
+
+  /// Runs SimGrid's engine to the end of the run. Once per process.
+  RunResult run();
+
+ private:
+  using NodeId = recovery::NodeId;
+
+  /// What the job's ranks are doing.
+  enum class JobMode : std::uint8_t {
+    Training,
+    Snapshot,  // standing still for a checkpoint
+    Stalled,   // waiting for a link
+    Dead,      // no rank makes progress
+  };
+
+  /// What is wrong with a node.
+  struct Damage {
+    FaultScope scope = FaultScope::Node;
+    /// An injected fault knows when it ends, or that it never does; others are repaired after a
+    /// drawn time.
+    bool injected = false;
+    std::optional<std::int64_t> ends_at_ns;
+    /// A link that is down and mends by itself; the node is sound.
+    bool link_only = false;
+    /// From when somebody waits for the node to when they complain.
+    std::int64_t symptom_after_ns = 0;
+    bool symptom_on_its_way = false;
+  };
+
+  // Time.
+  void advance(std::int64_t now_ns);
+  void book(Band band, std::int64_t duration_ns) { result_.band_ns[static_cast<std::size_t>(band)] += duration_ns; }
+  void train(std::int64_t duration_ns);
+  [[nodiscard]] Band band_of_dead_time() const;
+
+  // The fault injector.
+  void arm_cause(std::size_t cause);
+  void strike(std::size_t cause);
+  void strike_job(std::size_t cause);
+  void strike_node(NodeId node, std::size_t cause, Damage damage);
+  void count_failure(std::size_t cause, NodeId node);
+  void arm_injected(std::size_t index);
+  void begin_injected(std::size_t index);
+  void end_slow(std::size_t index);
+  void link_down(NodeId node, std::optional<std::int64_t> up_ns);
+  void link_bites(NodeId node, std::optional<std::int64_t> up_ns);
+  void link_stall(std::int64_t down_ns);
+  void link_up(NodeId node, std::int64_t up_ns);
+
+  // Symptoms.
+  void schedule_symptom(NodeId node, std::int64_t due_ns, std::int64_t last_seen_ns);
+  void show_symptom(NodeId node, std::int64_t epoch, std::int64_t last_seen_ns);
+  NodeId some_owner();
+  [[nodiscard]] bool out_of_order(NodeId node) const;
+  [[nodiscard]] NodeId neighbour(NodeId node, std::int64_t distance) const;
+
+  // The job.
+  [[nodiscard]] std::int64_t next_collective_ns() const;
+  void kill_job();
+  void set_training();
+  void degradations_changed();
+  void arm_step_boundary();
+  void begin_snapshot(std::int64_t step);
+  void end_snapshot(std::int64_t step, std::int64_t begun_ns);
+  void checkpoint_durable(std::int64_t step);
+
+  // The controller, and what carries out its actions.
+  void control();
+  void tell(const recovery::Event& event);
+  void carry_out(const recovery::Action& action);
+  [[nodiscard]] std::optional<double> phase_s(const recovery::Action& action) const;
+  void phase_over(const recovery::Action& action);
+  [[nodiscard]] std::vector<NodeId> blockers(const recovery::Action& action) const;
+  void phase_acted(const recovery::Action& action);
+  void perform(const recovery::SetTimer& timer, const recovery::ActionKey& key);
+  void perform(const recovery::Eject& eject, const recovery::ActionKey& key);
+  void perform(const recovery::PageHuman& page, const recovery::ActionKey& key);
+  void perform(const recovery::FileLedger& file, const recovery::ActionKey& key);
+  void perform(const recovery::TakeCheckpoint& take, const recovery::ActionKey& key);
+  void perform(const recovery::Fence& fence, const recovery::ActionKey& key);
+  void perform(const recovery::PromoteSpare& promote, const recovery::ActionKey& key);
+  void perform(const recovery::StartProcesses& start, const recovery::ActionKey& key);
+  void perform(const recovery::BuildCommunicators&, const recovery::ActionKey&) {}
+  void perform(const recovery::LoadState&, const recovery::ActionKey&) {}
+  void perform(const recovery::Resume&, const recovery::ActionKey&) {}
+
+  RunResult finish();
+  void check_replay() const;
+
+  const RunInput& input_;
+  const std::int64_t duration_ns_;
+  const std::int64_t held_nodes_;
+  RunResult result_;
+  RunTrace trace_;
+  std::int64_t now_ns_ = 0;
+  std::int64_t spare_ns_ = 0;
+  std::int64_t some_spare_ns_ = 0;
+
+  recovery::ControllerConfig controller_config_;
+  recovery::Controller controller_;
+  std::deque<recovery::Event> inbox_;
+  simgrid::s4u::SemaphorePtr mail_ = simgrid::s4u::Semaphore::create(0);
+  std::vector<std::pair<std::int64_t, recovery::Event>> event_log_;  // with verify_replay only
+  std::vector<std::string> action_log_;
+
+  Agenda injector_;
+  Agenda cluster_;
+  Agenda storage_;
+  Agenda repair_shop_;
+  Agenda timers_;
+
+  std::vector<Stream> arrivals_;
+  std::vector<Stream> victims_;
+  std::vector<double> arrival_s_;
+  Stream symptom_draws_;
+  Stream repair_draws_;
+
+  std::map<NodeId, Damage> damaged_;
+  std::set<NodeId> in_shop_;
+  std::set<std::size_t> active_slow_;  // injected GpuSlow and NicSlow
+  std::vector<std::string> causes_since_running_;
+  double lost_since_running_s_ = 0;
+
+  JobMode mode_ = JobMode::Training;
+  double healthy_step_s_ = 0;
+  StepTime step_time_;
+  std::vector<InjectedFault> slow_parts_;  // that step_time_ holds for
+  double progress_steps_ = 0;
+  /// Healthy-step time of work that no durable checkpoint holds: since the last snapshot, and
+  /// before it while that drains.
+  std::int64_t unsaved_ns_ = 0;
+  std::int64_t draining_ns_ = 0;
+  std::int64_t snapshot_end_ns_ = 0;
+  std::int64_t stalled_until_ns_ = 0;
+  /// Counted up whenever the job dies: what was scheduled for an older life is void.
+  std::int64_t life_ = 0;
+  std::int64_t boundary_ = 0;  // the same for the awaited step boundary
+  std::optional<recovery::ActionKey> checkpoint_;
+  /// A software failure struck while processes came up: nothing of this epoch will finish.
+  bool processes_crashed_ = false;
+  std::optional<recovery::Action> blocked_phase_;
+  /// The fencing token: actions of older epochs are refused.
+  std::int64_t fenced_epoch_ = 0;
+};
+
+}  // namespace trainyard

@@ -1,0 +1,100 @@
+// Inputs that several tests of the run simulator share.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+
+#include "sim/run_simulator.h"
+
+namespace trainyard::testing {
+
+/// 100,000 H100s in use, 512 spare GPUs behind them, 32 nodes to a leaf.
+inline RunInput colossus(const PolicySpec& policy, double duration_s) {
+  RunInput input;
+  input.job_nodes = 12500;
+  input.cluster.nodes = 12600;
+  input.cluster.tiers = {{"leaf", 32, 1}};
+  input.policy = policy;
+  input.duration_s = duration_s;
+  input.step_times = [](const std::vector<InjectedFault>&) { return StepTime{8, 500}; };
+  return input;
+}
+
+/// All causes of Llama 3's Table 5 together: 419 in 54 days on 16,384 GPUs.
+inline FaultSpec llama3_total() { return {{{"all", FaultScope::Gpu, 1.973e-5, "arXiv:2407.21783 Table 5"}}, {}}; }
+
+/// Half an hour from a failure to training.
+inline PolicySpec slow_policy() {
+  PolicySpec policy;
+  policy.name = "slow";
+  policy.detection_timeout_s = 600;
+  policy.diagnosis_s = 120;
+  policy.checkpoint_stall_s = 5;
+  policy.spare_nodes = 64;
+  policy.fence_s = 30;
+  policy.allocate_s = 240;
+  policy.process_start_s = 120;
+  policy.communicators_s = 360;
+  policy.load_state_s = 230;
+  policy.first_step_s = 100;
+  return policy;
+}
+
+/// Ninety seconds, recomputation not included.
+inline PolicySpec fast_policy() {
+  PolicySpec policy;
+  policy.name = "fast";
+  policy.detection_timeout_s = 12;
+  policy.diagnosis_s = 3;
+  policy.checkpoint_stall_s = 5;
+  policy.spare_nodes = 64;
+  policy.fence_s = 5;
+  policy.allocate_s = 10;
+  policy.process_start_s = 12;
+  policy.communicators_s = 25;
+  policy.load_state_s = 15;
+  policy.first_step_s = 8;
+  return policy;
+}
+
+inline double recovery_s(const PolicySpec& p) {
+  return p.detection_timeout_s + p.diagnosis_s + p.fence_s + p.allocate_s + p.process_start_s + p.communicators_s +
+         p.load_state_s + p.first_step_s;
+}
+
+/// Four nodes and two spares, hourly checkpoints of 10 s, a step of 10 s with 10 collectives.
+/// Nothing fails unless injected.
+inline RunInput small_job() {
+  PolicySpec policy = fast_policy();
+  policy.name = "small";
+  policy.spare_nodes = 2;
+  policy.checkpoint_interval_s = 3600;
+  policy.checkpoint_stall_s = 10;
+  RunInput input;
+  input.job_nodes = 4;
+  input.cluster.nodes = 8;
+  input.cluster.tiers = {{"leaf", 8, 1}};
+  input.policy = policy;
+  input.duration_s = 86400;
+  input.step_times = [](const std::vector<InjectedFault>& slow) {
+    double factor = 1;
+    for (const InjectedFault& fault : slow) factor = std::max(factor, fault.factor);
+    return StepTime{10 * factor, 10};
+  };
+  input.verify_replay = true;
+  return input;
+}
+
+inline InjectedFault injected(InjectedKind kind, double at_s, std::int64_t node,
+                              std::optional<double> duration_s = std::nullopt, double factor = 1) {
+  InjectedFault fault;
+  fault.kind = kind;
+  fault.at_s = at_s;
+  fault.node = node;
+  fault.duration_s = duration_s;
+  fault.factor = factor;
+  return fault;
+}
+
+}  // namespace trainyard::testing

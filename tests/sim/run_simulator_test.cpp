@@ -1,0 +1,420 @@
+// The run simulator on small jobs where the right answer can be worked out by hand.
+#include "sim/run_simulator.h"
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <map>
+#include <numeric>
+
+#include <catch2/catch.hpp>
+#include <simgrid/s4u.hpp>
+
+#include "models/base/units.h"
+#include "tests/sim/run_inputs.h"
+
+using namespace trainyard;
+using namespace trainyard::testing;
+using recovery::Phase;
+
+namespace {
+
+RunResult simulate(const RunInput& input) {
+  auto result = simulate_run(input);
+  if (!result.ok()) FAIL(to_string(result.problems().front()));
+  return std::move(result).value();
+}
+
+double sum_s(const RunResult& result) {
+  double sum = 0;
+  for (int band = 0; band < kBandCount; ++band) sum += result.band_s(static_cast<Band>(band));
+  return sum;
+}
+
+double phase_s(const RunRecovery& recovery, Phase phase) {
+  return recovery.ledger.phase_s()[static_cast<std::size_t>(phase)];
+}
+
+std::int64_t count(const RunResult& result, RunEventKind kind) {
+  return std::count_if(result.events.begin(), result.events.end(), [&](const RunEvent& e) { return e.kind == kind; });
+}
+
+/// Ground truth and the ledgers tell the same story: recoveries' spans are the bands' seconds.
+void check_ledgers_equal_bands(const RunResult& result) {
+  std::array<double, recovery::kPhaseCount> ledger_s{};
+  for (const RunRecovery& recovery : result.recoveries)
+    for (int i = 0; i < recovery::kPhaseCount; ++i)
+      ledger_s[static_cast<std::size_t>(i)] += phase_s(recovery, static_cast<Phase>(i));
+  const std::vector<std::pair<Phase, Band>> pairs = {{Phase::Detect, Band::Detect},
+                                                     {Phase::Decide, Band::Decide},
+                                                     {Phase::Fence, Band::Fence},
+                                                     {Phase::Allocate, Band::Allocate},
+                                                     {Phase::WaitForSpare, Band::WaitForSpare},
+                                                     {Phase::WaitForHuman, Band::WaitForHuman},
+                                                     {Phase::ProcessStart, Band::ProcessStart},
+                                                     {Phase::Communicators, Band::Communicators},
+                                                     {Phase::LoadState, Band::LoadState},
+                                                     {Phase::FirstStep, Band::FirstStep}};
+  for (const auto& [phase, band] : pairs) {
+    INFO(to_string(band));
+    CHECK(ledger_s[static_cast<std::size_t>(phase)] == Approx(result.band_s(band)).margin(1e-9));
+  }
+}
+
+bool ended_running(const RunResult& result) {
+  bool running = true;
+  for (const RunEvent& event : result.events)
+    if (event.kind == RunEventKind::ControllerState)
+      running = event.text == "running";
+    else if (event.kind == RunEventKind::Failure)
+      running = false;  // not noticed yet
+  return running;
+}
+
+}  // namespace
+
+TEST_CASE("Without faults time is work and checkpoints") {
+  const RunResult result = simulate(small_job());
+  CHECK(result.failures == 0);
+  CHECK(result.recoveries.empty());
+  CHECK(result.checkpoints == 23);  // one in every 3,610 s of a day
+  CHECK(result.band_s(Band::CheckpointStall) == Approx(230));
+  CHECK(result.band_s(Band::Productive) == Approx(86400 - 230));
+  CHECK(result.steps_done == 8617);
+  CHECK(result.steps_committed == 23 * 360);
+  CHECK(result.effective_training_time == Approx(86170.0 / 86400));
+  CHECK(result.spares.availability == 1);
+  CHECK(result.spares.fewest == 2);
+}
+
+TEST_CASE("One crash: every phase as long as the policy says, lost work beside it") {
+  RunInput input = small_job();
+  input.faults.injected = {injected(InjectedKind::NodeCrash, 5003.2, 1)};
+  const RunResult result = simulate(input);
+  CHECK(result.failures == 1);
+  REQUIRE(result.by_cause.size() == 1);
+  CHECK(result.by_cause[0].name == "injected");
+  REQUIRE(result.recoveries.size() == 1);
+  const RunRecovery& recovery = result.recoveries.front();
+  // The checkpoint of step 360 ended at 3,610 s. The crash strikes in the fourth tenth of a
+  // step (3.2 s in), so peers notice at the end of it, 0.8 s later.
+  CHECK(recovery.ledger.begin_ns() == 5003'200'000'000);
+  CHECK(phase_s(recovery, Phase::Detect) == Approx(0.8 + 12));
+  CHECK(phase_s(recovery, Phase::Decide) == Approx(3));
+  CHECK(phase_s(recovery, Phase::Fence) == Approx(5));
+  CHECK(phase_s(recovery, Phase::Allocate) == Approx(10));
+  CHECK(phase_s(recovery, Phase::ProcessStart) == Approx(12));
+  CHECK(phase_s(recovery, Phase::Communicators) == Approx(25));
+  CHECK(phase_s(recovery, Phase::LoadState) == Approx(15));
+  CHECK(phase_s(recovery, Phase::FirstStep) == Approx(8));
+  CHECK(recovery.ledger.total_s() == Approx(90.8));
+  CHECK(recovery.ledger.ejected_nodes == std::vector<std::int64_t>{1});
+  CHECK(recovery.ledger.restored_step == 360);
+  CHECK(recovery.lost_work_s == Approx(5003.2 - 3610));
+  CHECK(result.band_s(Band::LostWork) == Approx(5003.2 - 3610));
+  CHECK(sum_s(result) == Approx(86400).margin(1e-9));
+  check_ledgers_equal_bands(result);
+  CHECK(result.spares.fewest == 1);
+}
+
+TEST_CASE("A crash during recovery starts it over and both nodes are replaced") {
+  RunInput input = small_job();
+  // 50 s after the first crash the communicators are being built.
+  input.faults.injected = {injected(InjectedKind::NodeCrash, 5000, 1), injected(InjectedKind::NodeCrash, 5050, 2)};
+  const RunResult result = simulate(input);
+  REQUIRE(result.recoveries.size() == 1);
+  const RunRecovery& recovery = result.recoveries.front();
+  CHECK(recovery.ledger.attempts == 2);
+  CHECK(recovery.causes.size() == 2);
+  CHECK(recovery.ledger.ejected_nodes == std::vector<std::int64_t>{1, 2});
+  CHECK(recovery.ledger.end_ns() == to_ns(5050 + 90));  // as if it had begun at the second crash
+  CHECK(result.band_s(Band::LostWork) == Approx(5000 - 3610));
+  check_ledgers_equal_bands(result);
+}
+
+TEST_CASE("Crashes at every moment of a recovery all lead back to training") {
+  for (double after_s = 0; after_s < 100; after_s += 3.7) {
+    INFO("second crash " << after_s << " s after the first");
+    RunInput input = small_job();
+    input.faults.injected = {injected(InjectedKind::NodeCrash, 5000, 1),
+                             injected(InjectedKind::NodeCrash, 5000 + after_s, 2)};
+    const RunResult result = simulate(input);
+    CHECK(result.failures == 2);
+    CHECK(count(result, RunEventKind::Eject) == 2);
+    REQUIRE(!result.recoveries.empty());
+    const double end_s = static_cast<double>(result.recoveries.back().ledger.end_ns()) / 1e9;
+    // Both are dealt with at once when the second shows within the window that gathers symptoms.
+    CHECK(end_s <= 5000 + after_s + 91.01);
+    CHECK(result.steps_done > 8000);
+    CHECK(sum_s(result) == Approx(86400).margin(1e-9));
+    check_ledgers_equal_bands(result);
+  }
+}
+
+TEST_CASE("With the spares exhausted the job waits until a node comes back") {
+  RunInput input = small_job();
+  input.policy.spare_nodes = 0;
+  input.faults.injected = {injected(InjectedKind::NodeCrash, 5000, 1, 7200)};
+  const RunResult result = simulate(input);
+  REQUIRE(result.recoveries.size() == 1);
+  // Gone from 5,000 to 12,200; asked for from 5,000 + 1 + 12 + 3 + 5 on.
+  const double noticed_s = phase_s(result.recoveries[0], Phase::Detect);
+  CHECK(result.band_s(Band::WaitForSpare) == Approx(7200 - noticed_s - 3 - 5));
+  CHECK(result.pages == 1);
+  CHECK(count(result, RunEventKind::Repaired) == 1);
+  CHECK(result.spares.availability == 0);
+  check_ledgers_equal_bands(result);
+}
+
+TEST_CASE("A node that never comes back leaves the job waiting to the end") {
+  RunInput input = small_job();
+  input.policy.spare_nodes = 0;
+  input.faults.injected = {injected(InjectedKind::NodeCrash, 5000, 1)};
+  const RunResult result = simulate(input);
+  CHECK(result.recoveries.empty());
+  CHECK(result.band_s(Band::WaitForSpare) > 81000);
+  CHECK(result.steps_done == 360);
+  CHECK(sum_s(result) == Approx(86400).margin(1e-9));
+}
+
+TEST_CASE("Repair times follow the policy's lognormal") {
+  RunInput input = colossus(fast_policy(), 30 * 86400.0);
+  input.faults = llama3_total();
+  const RunResult result = simulate(input);
+  std::map<std::int64_t, std::int64_t> ejected_ns;
+  std::vector<double> repairs_s;
+  for (const RunEvent& event : result.events) {
+    if (event.kind == RunEventKind::Eject) ejected_ns[event.node] = event.time_ns;
+    if (event.kind == RunEventKind::Repaired)
+      repairs_s.push_back(static_cast<double>(event.time_ns - ejected_ns.at(event.node)) / 1e9);
+  }
+  REQUIRE(repairs_s.size() > 1000);
+  std::nth_element(repairs_s.begin(), repairs_s.begin() + repairs_s.size() / 2, repairs_s.end());
+  // The median of n lognormal draws scatters by exp(1.25 sigma / sqrt(n)).
+  CHECK(repairs_s[repairs_s.size() / 2] == Approx(input.policy.repair_median_s).epsilon(0.15));
+}
+
+TEST_CASE("Failures in one leaf are bounded: a human is paged and nodes stay") {
+  RunInput input = small_job();
+  input.policy.max_ejections_per_domain_per_hour = 1;
+  input.faults.injected = {injected(InjectedKind::NodeCrash, 5000, 1), injected(InjectedKind::NodeCrash, 5000, 2)};
+  const RunResult result = simulate(input);
+  CHECK(result.pages == 1);
+  REQUIRE(result.recoveries.size() == 1);
+  CHECK(result.band_s(Band::WaitForHuman) == Approx(3600));
+  CHECK(result.recoveries[0].ledger.ejected_nodes == std::vector<std::int64_t>{1, 2});
+  check_ledgers_equal_bands(result);
+}
+
+TEST_CASE("A slow GPU costs its factor while the job holds it") {
+  RunInput input = small_job();
+  SECTION("for its duration") {
+    input.faults.injected = {injected(InjectedKind::GpuSlow, 10000, 2, 2000, 1.25)};
+    const RunResult result = simulate(input);
+    CHECK(result.failures == 0);
+    CHECK(result.band_s(Band::DegradedSlowdown) == Approx(2000 * 0.2).margin(10));
+    CHECK(sum_s(result) == Approx(86400).margin(1e-9));
+  }
+  SECTION("until its node leaves") {
+    input.faults.injected = {injected(InjectedKind::GpuSlow, 10000, 2, std::nullopt, 1.25),
+                             injected(InjectedKind::NodeCrash, 20000, 2)};
+    const RunResult result = simulate(input);
+    CHECK(result.band_s(Band::DegradedSlowdown) == Approx(10000 * 0.2).margin(20));
+  }
+  SECTION("not at all on a spare that is never used") {
+    input.faults.injected = {injected(InjectedKind::GpuSlow, 10000, 5, std::nullopt, 1.25)};
+    CHECK(simulate(input).band_s(Band::DegradedSlowdown) == 0);
+  }
+  SECTION("and once on a spare, from its promotion on") {
+    input.faults.injected = {injected(InjectedKind::GpuSlow, 10000, 4, std::nullopt, 1.25),
+                             injected(InjectedKind::NodeCrash, 46400, 2)};
+    const RunResult result = simulate(input);
+    CHECK(result.band_s(Band::DegradedSlowdown) == Approx(40000 * 0.2).margin(60));
+  }
+}
+
+TEST_CASE("A link that is down stalls, and beyond the queue pair's retries kills") {
+  RunInput input = small_job();
+  // The job is 7 tenths into a step at 5,007; the next collective is a second later.
+  SECTION("20 s: until the next retry after it is up") {
+    input.faults.injected = {injected(InjectedKind::LinkDown, 5007.5, 2, 20)};
+    const RunResult result = simulate(input);
+    CHECK(result.failures == 0);
+    const double retry_s = 4.096e-6 * (1 << 20);
+    CHECK(result.band_s(Band::DegradedSlowdown) == Approx(5 * retry_s));  // 19.5 s are over at the fifth
+  }
+  SECTION("shorter than the way to the next collective: nobody notices") {
+    input.faults.injected = {injected(InjectedKind::LinkDown, 5007.5, 2, 0.25)};
+    CHECK(simulate(input).band_s(Band::DegradedSlowdown) == 0);
+  }
+  SECTION("60 s: dead after 30.06 s, its node ejected and back when the link is") {
+    input.faults.injected = {injected(InjectedKind::LinkDown, 5007.5, 2, 60)};
+    const RunResult result = simulate(input);
+    CHECK(result.failures == 1);
+    REQUIRE(result.recoveries.size() == 1);
+    CHECK(phase_s(result.recoveries[0], Phase::Detect) == Approx(7 * 4.096e-6 * (1 << 20)));
+    CHECK(result.recoveries[0].ledger.ejected_nodes == std::vector<std::int64_t>{2});
+    CHECK(count(result, RunEventKind::Repaired) == 1);
+    check_ledgers_equal_bands(result);
+  }
+  SECTION("during a recovery: communicators wait for it") {
+    input.faults.injected = {injected(InjectedKind::NodeCrash, 5000, 1), injected(InjectedKind::LinkDown, 5040, 2, 50)};
+    const RunResult result = simulate(input);
+    REQUIRE(result.recoveries.size() == 1);
+    CHECK(result.recoveries[0].ledger.attempts == 1);
+    CHECK(phase_s(result.recoveries[0], Phase::Communicators) > 25);
+    check_ledgers_equal_bands(result);
+  }
+}
+
+TEST_CASE("A software failure restarts in place") {
+  RunInput input = small_job();
+  input.cluster.gpus_per_node = 8;
+  input.faults.causes = {{"bug", FaultScope::Job, 1.0 / (32 * 4), "test"}};  // every four hours
+  const RunResult result = simulate(input);
+  REQUIRE(result.recoveries.size() >= 2);
+  CHECK(count(result, RunEventKind::Eject) == 0);
+  CHECK(result.band_s(Band::Allocate) == 0);
+  check_ledgers_equal_bands(result);
+}
+
+TEST_CASE("Every scope of random failure leads back to training, and the replay agrees") {
+  for (const FaultScope scope : {FaultScope::Gpu, FaultScope::Node, FaultScope::Network, FaultScope::Job}) {
+    INFO("scope " << static_cast<int>(scope));
+    RunInput input = small_job();
+    input.policy.repair_median_s = 600;
+    input.policy.max_ejections_per_domain_per_hour = 1000;
+    input.policy.checkpoint_interval_s = 300;
+    input.faults.causes = {{"often", scope, 1.0 / (32 * 0.25), "test"}};  // every quarter of an hour
+    const auto results = run_many(with_seeds(input, 8));
+    for (const RunResult& result : results.value()) {
+      CHECK(result.failures > 40);
+      CHECK(result.steps_committed > 500);
+      CHECK(sum_s(result) == Approx(86400).margin(1e-9));
+      CHECK(result.recoveries.size() >= 5);
+      if (ended_running(result)) check_ledgers_equal_bands(result);
+    }
+  }
+}
+
+TEST_CASE("A checkpoint that still drains cannot be restored") {
+  RunInput input = small_job();
+  input.cluster.storage.remote_write_bytes_per_s = 1e9;
+  input.checkpoint_bytes = 600e9;  // ten minutes
+  input.faults.injected = {injected(InjectedKind::NodeCrash, 4000, 1)};
+  const RunResult early = simulate(input);
+  CHECK(early.recoveries.at(0).ledger.restored_step == 0);
+  CHECK(early.band_s(Band::LostWork) == Approx(4000 - 10));
+  input.faults.injected[0].at_s = 4300;
+  const RunResult late = simulate(input);
+  CHECK(late.recoveries.at(0).ledger.restored_step == 360);
+  CHECK(late.band_s(Band::LostWork) == Approx(4300 - 3610));
+}
+
+TEST_CASE("The same seed gives the same run, another seed another") {
+  RunInput input = colossus(fast_policy(), 2 * 86400.0);
+  input.faults = llama3_total();
+  const RunResult first = simulate(input);
+  const RunResult again = simulate(input);
+  CHECK(first == again);
+  input.seed = 2;
+  const RunResult other = simulate(input);
+  CHECK(other.trace_hash != first.trace_hash);
+  CHECK(other.next_draw != first.next_draw);
+}
+
+TEST_CASE("A pool returns what single runs return, in the order of its inputs") {
+  RunInput input = colossus(fast_policy(), 86400.0);
+  input.faults = llama3_total();
+  std::vector<std::size_t> reported;
+  RunPool pool;
+  pool.processes = 3;
+  pool.on_result = [&](std::size_t index, const RunResult&) { reported.push_back(index); };
+  const auto results = run_many(with_seeds(input, 5), pool);
+  REQUIRE(results.ok());
+  for (std::size_t i = 0; i < 5; ++i) CHECK(results.value()[i].seed == i + 1);
+  std::sort(reported.begin(), reported.end());
+  CHECK(reported == std::vector<std::size_t>{0, 1, 2, 3, 4});
+  input.seed = 4;
+  CHECK(simulate(input) == results.value()[3]);
+}
+
+TEST_CASE("States that injected faults foresee are asked for before anything is forked") {
+  RunInput input = small_job();
+  std::vector<std::size_t> asked;  // a child's questions cannot reach this vector
+  input.step_times = [&asked](const std::vector<InjectedFault>& slow) {
+    asked.push_back(slow.size());
+    return StepTime{10, 10};
+  };
+  input.faults.injected = {injected(InjectedKind::GpuSlow, 100, 2, 300, 2),
+                           injected(InjectedKind::NicSlow, 200, 1, 400, 2)};
+  simulate(input);
+  CHECK(asked == std::vector<std::size_t>{0, 1, 2, 1});
+}
+
+TEST_CASE("Phases of no length are passed through") {
+  RunInput input = small_job();
+  PolicySpec instant;
+  instant.spare_nodes = 2;
+  for (double* seconds : {&instant.detection_timeout_s, &instant.diagnosis_s, &instant.checkpoint_stall_s,
+                          &instant.fence_s, &instant.allocate_s, &instant.process_start_s, &instant.communicators_s,
+                          &instant.load_state_s, &instant.first_step_s})
+    *seconds = 0;
+  instant.checkpoint_interval_s = 600;
+  input.policy = instant;
+  input.faults.injected = {injected(InjectedKind::NodeCrash, 5000, 1)};
+  const RunResult result = simulate(input);
+  REQUIRE(result.recoveries.size() == 1);
+  CHECK(result.recoveries[0].ledger.total_s() == Approx(1));  // to the next collective
+  CHECK(result.band_s(Band::Productive) + result.band_s(Band::LostWork) == Approx(86400 - 1));
+}
+
+TEST_CASE("A process whose SimGrid has run before simulates the same") {
+  const RunInput input = small_job();
+  const std::uint64_t expected = simulate(input).trace_hash;
+  const pid_t pid = fork();  // SimGrid has one engine per process: keep this one clean
+  if (pid == 0) {
+    int argc = 1;
+    char name[] = "test";
+    char* argv[] = {name, nullptr};
+    simgrid::s4u::Engine engine(&argc, argv);
+    simgrid::s4u::NetZone* zone = simgrid::s4u::create_empty_zone("zone");
+    simgrid::s4u::Host* host = zone->create_host("host", 1e9);
+    zone->seal();
+    simgrid::s4u::Actor::create("sleeper", host, [] { simgrid::s4u::this_actor::sleep_for(12.25); });
+    engine.run();
+    const bool clock_moved = simgrid::s4u::Engine::get_clock() > 12;
+    const auto result = simulate_run(input);
+    _exit(clock_moved && result.ok() && result.value().trace_hash == expected ? 0 : 1);
+  }
+  int status = -1;
+  REQUIRE(waitpid(pid, &status, 0) == pid);
+  CHECK(status == 0);
+}
+
+TEST_CASE("The interval: as given, else the optimum, else hourly") {
+  RunInput input = colossus(fast_policy(), 86400);
+  CHECK(checkpoint_interval_s(input) == 3600);
+  input.faults = llama3_total();
+  CHECK(checkpoint_interval_s(input) == Approx(131.77).margin(0.01));  // Daly's third order agrees
+  input.policy.checkpoint_interval_s = 77;
+  CHECK(checkpoint_interval_s(input) == 77);
+}
+
+TEST_CASE("Input that makes no sense is refused with all of its problems") {
+  RunInput input = small_job();
+  input.duration_s = -1;
+  input.policy.spare_nodes = 100;
+  input.faults.injected = {injected(InjectedKind::GpuSlow, 0, 1000)};
+  const auto result = run_many({input});
+  REQUIRE_FALSE(result.ok());
+  CHECK(result.problems().size() == 3);
+
+  input = small_job();
+  input.faults.causes = {{"absurd", FaultScope::Gpu, 1e9, "test"}};
+  CHECK(validate(input).size() == 1);
+  input.policy.checkpoint_interval_s = 1e-6;
+  input.policy.checkpoint_stall_s = 0;
+  CHECK(validate(input).size() == 2);
+}

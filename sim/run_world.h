@@ -137,11 +137,11 @@ class RunWorld {
   Agenda repair_shop_;
   Agenda timers_;
 
-  std::vector<Stream> arrivals_;
-  std::vector<Stream> victims_;
+  std::vector<RandomStream> arrivals_;
+  std::vector<RandomStream> victims_;
   std::vector<double> arrival_s_;
-  Stream symptom_draws_;
-  Stream repair_draws_;
+  RandomStream symptom_draws_;
+  RandomStream repair_draws_;
 
   std::map<NodeId, Damage> damaged_;
   std::set<NodeId> in_shop_;

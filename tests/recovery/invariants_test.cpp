@@ -11,7 +11,7 @@
 #include "tests/recovery/yard.h"
 
 using namespace trainyard::recovery;
-using trainyard::Stream;
+using trainyard::RandomStream;
 using trainyard::recovery::testing::kSecond;
 using trainyard::recovery::testing::small_config;
 using trainyard::recovery::testing::Yard;
@@ -185,7 +185,7 @@ class Adversary {
     return TimerFired{key};
   }
 
-  Stream rng_;
+  RandomStream rng_;
   bool calm_;
   std::vector<ActionKey> checkpoints_;
 };

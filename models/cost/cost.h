@@ -1,76 +1,77 @@
-// What an op costs on a piece of hardware under a software stack. Times are seconds on a
-// healthy device; degradations are the simulator's business.
+// What an op costs on a piece of hardware under a software stack. Times are seconds on a healthy
+// device; degradations are the simulator's business.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <string>
 #include <vector>
 
 #include "models/base/status.h"
+#include "models/plan/parallel_plan.h"
 #include "models/program/op.h"
 
 namespace trainyard {
 
-/// A number with where it came from. Every constant of a profile is one of these in JSON:
-/// {"value": 3.35e12, "unit": "bytes/s", "source": "...", "date": "2026-08-21"}.
-struct Constant {
-  double value = 0;
-  std::string unit, source, date;
+/// A quantity by log2(size): linear between points, clamped (efficiencies) or continued (times) beyond.
+struct Curve {
+  std::vector<double> log2_size, value;
 };
 
-/// alpha + bytes / bandwidth for one collective at one number of ranks in one NVLink domain.
-struct LinkFit {
-  int ranks = 0;
-  double latency_s = 0;
-  double bus_bytes_per_s = 0;  // bus bandwidth as nccl-tests defines it
+/// Seconds that a collective over `ranks` GPUs of one NVLink domain takes, by bytes of its larger buffer.
+struct LinkCurve {
+  std::int64_t ranks = 0;
+  Curve seconds;
 };
 
-/// Achieved fraction of peak by problem size: piecewise linear over log2(size), clamped at both ends.
-struct EfficiencyCurve {
-  std::vector<double> log2_size;
-  std::vector<double> efficiency;
-  [[nodiscard]] double at(double size) const;
+enum class Collective : std::uint8_t { AllReduce, AllGather, ReduceScatter, AllToAll };
+inline constexpr std::size_t kCollectiveCount = 4;
+const char* to_string(Collective kind);
+
+/// Parameters of the GEMM model: see gemm_seconds.
+struct GemmModel {
+  double efficiency = 0;         // of peak, for the best tile, long k and full waves
+  double prologue_k = 0;         // filling and draining a tile costs this many elements of k
+  double quantisation = 0;       // what share of an unfilled last wave is lost
+  double memory_efficiency = 0;  // of memory bandwidth, for operands
+  double relative_128x128 = 1, relative_64x128 = 1, relative_64x64 = 1;
 };
 
+/// Measured facts of one GPU and its node: scenarios/profiles/<name>.json, made by fit.py beside them.
 struct HardwareProfile {
   std::string name;
   double peak_bf16_flops = 0, peak_f32_flops = 0;
-  double memory_bytes = 0;
-  double memory_bytes_per_s = 0;
-  /// Fraction of memory_bytes_per_s that a large memory-bound kernel reaches, and its launch floor.
-  double memory_efficiency = 0;
-  double kernel_floor_s = 0;
-  /// GEMM efficiency: see gemm_seconds in cost.cpp for the form that these parameterise.
-  std::map<std::string, double> gemm;
-  EfficiencyCurve attention_forward;      // by keys per query, head size 128, causal
-  double attention_backward_ratio = 2.5;  // backward FLOPs over forward FLOPs
-  double attention_backward_efficiency_ratio = 0.8;
-  std::map<std::string, std::vector<LinkFit>>
-      nvlink;  // by collective: all_reduce, all_gather, reduce_scatter, all_to_all
+  double sms = 0;
+  double memory_bytes = 0, memory_bytes_per_s = 0;
+  double memory_efficiency = 0;  // of memory bandwidth, for large memory-bound kernels
+  double kernel_floor_s = 0;     // the smallest kernel
+  GemmModel gemm;
+  Curve attention_forward;  // share of peak by sequence length: head size 128, causal pairs counted once
+  double attention_backward_efficiency_ratio = 1;
+  std::array<std::vector<LinkCurve>, kCollectiveCount> nvlink;
   double nvlink_p2p_bytes_per_s = 0, nvlink_p2p_latency_s = 0;
-  /// One network hop of a collective step, and the fraction of the NIC's line rate that is payload.
-  double nic_latency_s = 0, nic_efficiency = 0;
+  double nic_latency_s = 0;   // one step of a collective over the network
+  double nic_efficiency = 0;  // payload over line rate
 };
 
-/// Facts and at most five fitted numbers of a software stack.
+/// Facts of a software stack, and at most five fitted numbers: scenarios/profiles/stack-<name>.json.
 struct StackProfile {
   std::string name;
-  /// In-training GEMM and attention speed over the isolated, unthrottled kernel.
-  double sustained_clock = 1;
-  double launch_overhead_s = 0;  // per kernel, where the host is not ahead
-  /// Resident beside the arena: CUDA context, NCCL buffers, allocator reserve.
-  double context_bytes = 0, nccl_bytes = 0, allocator_reserve = 0;
+  double sustained_clock = 1;     // GEMM and attention speed under training load over the isolated kernel's
+  double attention_relative = 1;  // this stack's attention kernel over the profile's
+  double kernel_gap_s = 0;        // between two kernels of one stream
+  double host_sync_s = 0;         // the device idles while the host reads a value and launches on
+  // Resident beside the arena.
+  double context_bytes = 0, communicator_bytes = 0;
+  double allocator_reserve = 0;  // share of the arena lost to fragmentation
 };
 
 Result<HardwareProfile> load_hardware_profile(const std::string& file);
 Result<StackProfile> load_stack_profile(const std::string& file);
 
-enum class Collective { AllReduce, AllGather, ReduceScatter, AllToAll };
-
-/// A collective that leaves the node, as the fabric sees it: wait `latency_s` after the last
-/// member arrives, then move `bytes_per_nic` out of and into each member node's NICs that the
-/// group uses, no faster than `max_bytes_per_s` per NIC.
+/// A collective that leaves the node, as the fabric sees it: `latency_s` after its last member has arrived it
+/// starts to move `bytes_per_nic` out of and into every NIC of the group, at most at `max_bytes_per_s`.
 struct FabricCost {
   double latency_s = 0;
   double bytes_per_nic = 0;
@@ -79,26 +80,41 @@ struct FabricCost {
 
 class CostModel {
  public:
-  CostModel(HardwareProfile hardware, StackProfile stack);
+  CostModel(HardwareProfile hardware, StackProfile stack, Precision precision = Precision::Bf16);
 
-  /// Duration of a compute-stream op. Zero for Join; communication kinds are not accepted.
+  /// Duration of an op that is not communication.
   [[nodiscard]] double op_seconds(const Op& op) const;
-  /// A collective whose members share one NVLink domain. payload as in Op::payload_bytes.
+  /// C[m,n] = A[m,k] B[k,n], alone on the GPU.
+  [[nodiscard]] double gemm_seconds(double m, double n, double k) const;
+  /// A collective inside one NVLink domain. Payload as in Op::payload_bytes.
   [[nodiscard]] double nvlink_collective_seconds(Collective kind, std::int64_t ranks, double payload_bytes) const;
-  /// Point-to-point between two GPUs of one NVLink domain.
   [[nodiscard]] double nvlink_p2p_seconds(double bytes) const;
-  /// A collective over `ranks` ranks spread evenly over `nodes` nodes (ranks / nodes on each).
+  /// A collective over `ranks` ranks, ranks / nodes of them on each of `nodes` nodes with NICs of their own.
   [[nodiscard]] FabricCost fabric_collective(Collective kind, std::int64_t ranks, std::int64_t nodes,
                                              double payload_bytes, double nic_bytes_per_s) const;
-  /// Extra latency of a point-to-point message between nodes.
   [[nodiscard]] double fabric_p2p_latency_s() const { return hardware_.nic_latency_s; }
+  /// Payload rate of a NIC of this line rate.
+  [[nodiscard]] double nic_payload_rate(double nic_bytes_per_s) const {
+    return hardware_.nic_efficiency * nic_bytes_per_s;
+  }
+
+  /// What the process holds on the device beside and around an arena.
+  [[nodiscard]] double process_peak_bytes(std::int64_t arena_bytes) const;
 
   [[nodiscard]] const HardwareProfile& hardware() const { return hardware_; }
   [[nodiscard]] const StackProfile& stack() const { return stack_; }
+  [[nodiscard]] double peak_flops() const;
 
  private:
+  [[nodiscard]] double attention_seconds(const Op& op, double efficiency_ratio) const;
+  [[nodiscard]] double memory_bound_seconds(const Op& op) const;
+
   HardwareProfile hardware_;
   StackProfile stack_;
+  Precision precision_;
 };
+
+/// The collective that an op performs. Only for communication kinds with a group.
+Collective collective_of(OpKind kind);
 
 }  // namespace trainyard

@@ -261,6 +261,7 @@ class Decoder {
     if (attr.rope) in.push_back(positions_);
     const auto split = node(OpKind::SplitQkv, "attn.split", std::move(in),
                             {{"q", dtype_, q_shape}, {"k", dtype_, kv_shape}, {"v", dtype_, kv_shape}}, attr);
+    attr.m = rows_;
     attr.cp = plan_.cp;
     attr.scale = model_.attention_scale();
     attr.softcap = model_.attention_softcap;

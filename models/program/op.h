@@ -125,7 +125,7 @@ enum class Reduce : std::uint8_t { Sum, Max };
 
 /// Attributes, each read by the kinds that name it in OpKind's table and ignored by others.
 struct OpAttributes {
-  std::int64_t m = 0, n = 0, k = 0;  // Matmul; GroupedMatmul*: n, k and m = expected rows
+  std::int64_t m = 0, n = 0, k = 0;  // Matmul; GroupedMatmul*: m = expected rows; Attention*: m = rows of q
   bool trans_a = false, trans_b = false, accumulate = false, has_bias = false;
   double alpha = 1;    // Matmul, Xent*
   double scale = 1;    // Embedding, Attention, XentLoss, XentGrad

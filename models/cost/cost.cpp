@@ -1,0 +1,175 @@
+#include "models/cost/cost.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "models/base/check.h"
+
+namespace trainyard {
+
+namespace {
+
+// Linear over log2(size). Beyond the ends: the end's value, or the last slope of a time continued.
+double at(const Curve& curve, double size, bool continue_above) {
+  const auto& x = curve.log2_size;
+  const double position = std::log2(std::max(size, 1.0));
+  if (position <= x.front()) return curve.value.front();
+  if (position >= x.back())
+    return continue_above ? curve.value.back() * std::exp2(position - x.back()) : curve.value.back();
+  const auto upper = static_cast<std::size_t>(std::upper_bound(x.begin(), x.end(), position) - x.begin());
+  const double share = (position - x[upper - 1]) / (x[upper] - x[upper - 1]);
+  const double low = curve.value[upper - 1], high = curve.value[upper];
+  // Times span decades: interpolate their logarithm.
+  return continue_above ? std::exp2(std::log2(low) + share * (std::log2(high) - std::log2(low)))
+                        : low + share * (high - low);
+}
+
+}  // namespace
+
+const char* to_string(Collective kind) {
+  static constexpr const char* kNames[] = {"all_reduce", "all_gather", "reduce_scatter", "all_to_all"};
+  return kNames[static_cast<int>(kind)];
+}
+
+Collective collective_of(OpKind kind) {
+  switch (kind) {
+    case OpKind::AllReduce: return Collective::AllReduce;
+    case OpKind::AllGather: return Collective::AllGather;
+    case OpKind::ReduceScatter: return Collective::ReduceScatter;
+    case OpKind::AllToAllCounts:
+    case OpKind::AllToAllV: return Collective::AllToAll;
+    default: TY_CHECK(false, "not a collective");
+  }
+}
+
+CostModel::CostModel(HardwareProfile hardware, StackProfile stack, Precision precision)
+    : hardware_(std::move(hardware)), stack_(std::move(stack)), precision_(precision) {}
+
+double CostModel::peak_flops() const {
+  return precision_ == Precision::Bf16 ? hardware_.peak_bf16_flops : hardware_.peak_f32_flops;
+}
+
+// A product is cut in output tiles, and SMs take them in waves. A tile costs its FLOPs over k plus a prologue
+// and epilogue worth prologue_k; of an unfilled last wave a share is lost. Of the tile shapes the fastest is
+// taken, as cuBLAS's heuristics try to. Operands cross memory once at least. fit.py fits this same function.
+double CostModel::gemm_seconds(double m, double n, double k) const {
+  struct Tile {
+    double m, n, relative;
+  };
+  const GemmModel& gemm = hardware_.gemm;
+  const Tile tiles[] = {{128, 256, 1},
+                        {256, 128, 1},
+                        {128, 128, gemm.relative_128x128},
+                        {64, 128, gemm.relative_64x128},
+                        {128, 64, gemm.relative_64x128},
+                        {64, 64, gemm.relative_64x64}};
+  double compute = std::numeric_limits<double>::infinity();
+  for (const Tile& tile : tiles) {
+    const double waves = std::ceil(m / tile.m) * std::ceil(n / tile.n) / hardware_.sms;
+    const double quantised = waves + gemm.quantisation * (std::ceil(waves) - waves);
+    const double flops_per_wave = 2 * tile.m * tile.n * (k + gemm.prologue_k) * hardware_.sms;
+    compute = std::min(compute, quantised * flops_per_wave / (peak_flops() * gemm.efficiency * tile.relative));
+  }
+  const double element = precision_ == Precision::Bf16 ? 2 : 4;
+  const double memory = element * (m * k + n * k + m * n) / (hardware_.memory_bytes_per_s * gemm.memory_efficiency);
+  return hardware_.kernel_floor_s + std::max(compute / stack_.sustained_clock, memory);
+}
+
+double CostModel::attention_seconds(const Op& op, double efficiency_ratio) const {
+  // attr.m rows of this rank's queries; each context rank has an even share of the causal work of the whole sequence.
+  const double length =
+      static_cast<double>(op.attr.m) / static_cast<double>(op.attr.batch) * static_cast<double>(op.attr.cp);
+  const double efficiency =
+      at(hardware_.attention_forward, length, false) * stack_.attention_relative * efficiency_ratio;
+  return hardware_.kernel_floor_s + op.flops / (peak_flops() * efficiency * stack_.sustained_clock);
+}
+
+double CostModel::memory_bound_seconds(const Op& op) const {
+  return hardware_.kernel_floor_s +
+         (op.bytes_read + op.bytes_written) / (hardware_.memory_bytes_per_s * hardware_.memory_efficiency);
+}
+
+double CostModel::op_seconds(const Op& op) const {
+  TY_CHECK(!is_communication(op.kind), "communication is costed by its group");
+  const auto m = static_cast<double>(op.attr.m), n = static_cast<double>(op.attr.n), k = static_cast<double>(op.attr.k);
+  const auto groups = static_cast<double>(std::max<std::int64_t>(op.attr.local_experts, 1));
+  switch (op.kind) {
+    case OpKind::Join: return 0;
+    case OpKind::HostSync: return stack_.host_sync_s;
+    case OpKind::Matmul: return stack_.kernel_gap_s + gemm_seconds(m, n, k);
+    // One launch works through all experts: their tiles follow one another, and only one floor is paid.
+    case OpKind::GroupedMatmul:
+      return stack_.kernel_gap_s + hardware_.kernel_floor_s +
+             groups * (gemm_seconds(m / groups, n, k) - hardware_.kernel_floor_s);
+    case OpKind::GroupedMatmulWgrad:
+      return stack_.kernel_gap_s + hardware_.kernel_floor_s +
+             groups * (gemm_seconds(n, k, m / groups) - hardware_.kernel_floor_s);
+    case OpKind::Attention: return stack_.kernel_gap_s + attention_seconds(op, 1);
+    case OpKind::AttentionGrad:
+      return stack_.kernel_gap_s + attention_seconds(op, hardware_.attention_backward_efficiency_ratio);
+    default: return stack_.kernel_gap_s + memory_bound_seconds(op);
+  }
+}
+
+double CostModel::nvlink_collective_seconds(Collective kind, std::int64_t ranks, double payload_bytes) const {
+  if (ranks <= 1) return 0;
+  const auto& curves = hardware_.nvlink[static_cast<std::size_t>(kind)];
+  // The measured number of ranks next above; a group between two of them costs at most that.
+  for (const LinkCurve& curve : curves) {
+    if (curve.ranks >= ranks || &curve == &curves.back()) return at(curve.seconds, payload_bytes, true);
+  }
+  TY_CHECK(false, "a profile has curves for every collective");
+}
+
+double CostModel::nvlink_p2p_seconds(double bytes) const {
+  return hardware_.nvlink_p2p_latency_s + bytes / hardware_.nvlink_p2p_bytes_per_s;
+}
+
+FabricCost CostModel::fabric_collective(Collective kind, std::int64_t ranks, std::int64_t nodes, double payload_bytes,
+                                        double nic_bytes_per_s) const {
+  TY_CHECK(nodes > 1 && ranks >= nodes, "a fabric collective spans nodes");
+  const auto n = static_cast<double>(ranks), hops = static_cast<double>(nodes), per_node = n / hops;
+  const double hop_s = hardware_.nic_latency_s, payload_rate = nic_payload_rate(nic_bytes_per_s);
+  FabricCost cost;
+  cost.max_bytes_per_s = payload_rate;
+  if (kind == Collective::AllToAll) {
+    // Every rank sends each other rank its share; what stays in the node does not touch a NIC. One round of
+    // messages in flight together: one latency.
+    cost.latency_s = hop_s;
+    cost.bytes_per_nic = payload_bytes * (n - per_node) / n;
+    return cost;
+  }
+  // Rings through every node, one for each NIC of the group's ranks on a node, that share the payload: a
+  // ring edge carries (n-1)/n of it, twice for an all-reduce (Patarasuk and Yuan, 2009).
+  const double passes = kind == Collective::AllReduce ? 2 : 1;
+  const double wire_bytes = passes * (n - 1) / n * payload_bytes / per_node;
+  const double intra_step_s = hardware_.nvlink_p2p_latency_s / 2;
+  const double ring_latency_s = passes * ((hops - 1) * hop_s + (n - hops) * intra_step_s / std::max(1.0, per_node));
+  // A tree (all-reduce), or NCCL's PAT (all-gather, reduce-scatter: tuning.cc, log2(N) network steps and 2.8 us a
+  // rank), has a latency that grows slower, for a lower bandwidth: 0.92 * 0.85 of the ring's, and 0.75.
+  const double log_steps = std::ceil(std::log2(hops));
+  const double tree_latency_s =
+      kind == Collective::AllReduce ? 2 * log_steps * hop_s : log_steps * hop_s / 3.5 + 2.8e-6 * hops;
+  const double tree_slowdown = kind == Collective::AllReduce ? 1 / (0.92 * 0.85) : 1 / 0.75;
+  const double ring_s = ring_latency_s + wire_bytes / payload_rate;
+  const double tree_s = tree_latency_s + wire_bytes * tree_slowdown / payload_rate;
+  cost.latency_s = ring_s <= tree_s ? ring_latency_s : tree_latency_s;
+  cost.bytes_per_nic = wire_bytes;
+  if (tree_s < ring_s) cost.max_bytes_per_s = payload_rate / tree_slowdown;
+  // The NVLink part of each ring bounds it too.
+  if (per_node > 1) {
+    const auto per_node_ranks = static_cast<std::int64_t>(per_node);
+    const double inside_s = nvlink_collective_seconds(kind, per_node_ranks, 1 << 30);
+    const double inside_rate = passes * (per_node - 1) / per_node * static_cast<double>(1 << 30) / inside_s / per_node;
+    cost.max_bytes_per_s = std::min(cost.max_bytes_per_s, inside_rate);
+  }
+  return cost;
+}
+
+double CostModel::process_peak_bytes(std::int64_t arena_bytes) const {
+  return static_cast<double>(arena_bytes) * (1 + stack_.allocator_reserve) + stack_.context_bytes +
+         stack_.communicator_bytes;
+}
+
+}  // namespace trainyard

@@ -1,0 +1,130 @@
+// Reads hardware and software-stack profiles.
+
+#include <fmt/format.h>
+
+#include "models/cost/cost.h"
+#include "models/spec/json_reader.h"
+
+namespace trainyard {
+
+namespace {
+
+using nlohmann::json;
+
+// Every constant says its unit, source and date; only the value is needed here.
+void constant(ObjectReader& from, const char* key, double& out, NumberRange range) {
+  from.require({key});
+  from.object(key, [&](ObjectReader& entry) {
+    std::string text;
+    entry.require({"value", "unit", "source", "date"});
+    entry.number("value", out, range).text("unit", text).text("source", text).text("date", text);
+  });
+}
+
+// Two lists of equal length, the first rising.
+void curve(ObjectReader& from, const char* x_key, const char* y_key, Curve& out) {
+  const auto list = [&](const char* key, std::vector<double>& values) {
+    const json* value = from.take(key);
+    if (value != nullptr && value->is_array()) {
+      for (const json& element : *value) values.push_back(element.is_number() ? element.get<double>() : -1);
+    }
+  };
+  list(x_key, out.log2_size);
+  list(y_key, out.value);
+  bool good = !out.value.empty() && out.value.size() == out.log2_size.size();
+  for (std::size_t i = 0; good && i < out.value.size(); ++i) {
+    good = out.value[i] > 0 && (i == 0 || out.log2_size[i] > out.log2_size[i - 1]);
+  }
+  if (!good)
+    from.problem(y_key, fmt::format("must be positive numbers, as many as the rising {}", x_key),
+                 "run scenarios/profiles/fit.py again");
+}
+
+void read_constants(ObjectReader& from, HardwareProfile& profile) {
+  const NumberRange positive{1e-12, 1e18}, share{1e-3, 1};
+  constant(from, "peak_bf16_flops", profile.peak_bf16_flops, positive);
+  constant(from, "peak_f32_flops", profile.peak_f32_flops, positive);
+  constant(from, "sms", profile.sms, {1, 10000});
+  constant(from, "memory_bytes", profile.memory_bytes, positive);
+  constant(from, "memory_bytes_per_s", profile.memory_bytes_per_s, positive);
+  constant(from, "memory_efficiency", profile.memory_efficiency, share);
+  constant(from, "kernel_floor_s", profile.kernel_floor_s, {0, 1});
+  constant(from, "gemm_efficiency", profile.gemm.efficiency, share);
+  constant(from, "gemm_prologue_k", profile.gemm.prologue_k, {0, 1e6});
+  constant(from, "gemm_quantisation", profile.gemm.quantisation, {0, 1});
+  constant(from, "gemm_memory_efficiency", profile.gemm.memory_efficiency, share);
+  constant(from, "gemm_relative_128x128", profile.gemm.relative_128x128, share);
+  constant(from, "gemm_relative_64x128", profile.gemm.relative_64x128, share);
+  constant(from, "gemm_relative_64x64", profile.gemm.relative_64x64, share);
+  constant(from, "attention_backward_efficiency_ratio", profile.attention_backward_efficiency_ratio, {0.1, 2});
+  constant(from, "nvlink_p2p_bytes_per_s", profile.nvlink_p2p_bytes_per_s, positive);
+  constant(from, "nvlink_p2p_latency_s", profile.nvlink_p2p_latency_s, {0, 1});
+  constant(from, "nic_latency_s", profile.nic_latency_s, {0, 1});
+  constant(from, "nic_efficiency", profile.nic_efficiency, share);
+}
+
+void read_nvlink(ObjectReader& from, HardwareProfile& profile) {
+  std::string text;
+  from.text("unit", text).text("source", text).text("date", text);
+  for (std::size_t kind = 0; kind < kCollectiveCount; ++kind) {
+    const char* key = to_string(static_cast<Collective>(kind));
+    from.require({key});
+    from.objects(key, [&](ObjectReader& entry) {
+      LinkCurve link;
+      entry.require({"ranks"});
+      entry.integer("ranks", link.ranks, {2, 100000});
+      curve(entry, "log2_bytes", "seconds", link.seconds);
+      profile.nvlink[kind].push_back(link);
+    });
+    if (profile.nvlink[kind].empty())
+      from.problem(key, "must have a curve for one number of ranks at least", "run scenarios/profiles/fit.py again");
+  }
+}
+
+template <class Profile>
+Result<Profile> load(const std::string& file, void (*read)(ObjectReader&, Profile&)) {
+  const Result<json> text = read_json_file(file);
+  if (!text) return text.problems();
+  Problems problems;
+  Profile profile;
+  ObjectReader from(text.value(), file, "$", problems);
+  std::int64_t schema = 1;
+  from.require({"schema", "name", "constants"});
+  from.integer("schema", schema, {1, 1}).text("name", profile.name);
+  read(from, profile);
+  from.finish();
+  if (!problems.empty()) return problems;
+  return profile;
+}
+
+}  // namespace
+
+Result<HardwareProfile> load_hardware_profile(const std::string& file) {
+  return load<HardwareProfile>(file, [](ObjectReader& from, HardwareProfile& profile) {
+    from.object("constants", [&](ObjectReader& constants) { read_constants(constants, profile); });
+    from.require({"attention_forward", "nvlink"});
+    from.object("attention_forward", [&](ObjectReader& entry) {
+      std::string text;
+      entry.text("unit", text).text("source", text).text("date", text);
+      curve(entry, "log2_length", "efficiency", profile.attention_forward);
+    });
+    from.object("nvlink", [&](ObjectReader& entry) { read_nvlink(entry, profile); });
+    from.take("residuals");  // for readers: what fit.py measured
+  });
+}
+
+Result<StackProfile> load_stack_profile(const std::string& file) {
+  return load<StackProfile>(file, [](ObjectReader& from, StackProfile& profile) {
+    from.object("constants", [&](ObjectReader& constants) {
+      constant(constants, "sustained_clock", profile.sustained_clock, {0.1, 1});
+      constant(constants, "attention_relative", profile.attention_relative, {0.1, 2});
+      constant(constants, "kernel_gap_s", profile.kernel_gap_s, {0, 1});
+      constant(constants, "host_sync_s", profile.host_sync_s, {0, 1});
+      constant(constants, "context_bytes", profile.context_bytes, {0, 1e12});
+      constant(constants, "communicator_bytes", profile.communicator_bytes, {0, 1e12});
+      constant(constants, "allocator_reserve", profile.allocator_reserve, {0, 1});
+    });
+  });
+}
+
+}  // namespace trainyard

@@ -1,0 +1,484 @@
+#include "sim/fold.h"
+
+#include <algorithm>
+#include <bit>
+#include <numeric>
+#include <unordered_map>
+
+#include "models/base/check.h"
+#include "models/base/random.h"
+
+namespace trainyard {
+
+namespace {
+
+std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
+
+// A member of a channel: 0 for all members of a collective; 1 sends, 2 receives.
+struct Member {
+  std::int32_t rank;
+  std::uint32_t role;
+};
+struct Crossed {
+  LinkId link;
+  std::uint32_t weight;
+};
+
+// Every channel with its members and links, in flat arrays.
+struct Structure {
+  std::vector<std::uint32_t> sort;
+  std::vector<std::size_t> first_member{0}, first_link{0};  // by channel, and one past the last
+  std::vector<Member> members;
+  std::vector<Crossed> links;
+
+  [[nodiscard]] std::size_t channels() const { return sort.size(); }
+  void close(std::uint32_t of_sort) {
+    sort.push_back(of_sort);
+    first_member.push_back(members.size());
+    first_link.push_back(links.size());
+  }
+};
+
+class StructureBuilder {
+ public:
+  StructureBuilder(const ParallelPlan& plan, const Platform& platform, const std::vector<ChannelSort>& sorts)
+      : mesh_(plan), plan_(plan), platform_(platform), sorts_(sorts) {}
+
+  Structure build() {
+    for (std::size_t s = 0; s < sorts_.size(); ++s) {
+      if (sorts_[s].kind == ChannelKind::Transfer) {
+        add_transfers(static_cast<std::uint32_t>(s));
+      } else {
+        add_groups(static_cast<std::uint32_t>(s));
+      }
+    }
+    drop_links_that_never_bind();
+    return std::move(out_);
+  }
+
+ private:
+  // A tier link carries at most what the NICs whose traffic crosses it can move. Where that fits, it never
+  // slows anyone and says nothing about symmetry.
+  void drop_links_that_never_bind() {
+    std::sort(through_.begin(), through_.end());
+    through_.erase(std::unique(through_.begin(), through_.end()), through_.end());
+    std::vector<double> demand(platform_.links(), 0);
+    for (const auto& [link, nic] : through_) demand[index(link)] += platform_.capacity(nic);
+    const auto binds = [&](LinkId link) {
+      return platform_.is_nic(link) || demand[index(link)] > platform_.capacity(link);
+    };
+    std::size_t kept = 0, first = 0;
+    for (std::size_t c = 0; c < out_.channels(); ++c) {
+      const std::size_t end = out_.first_link[c + 1];
+      for (std::size_t l = first; l < end; ++l) {
+        if (binds(out_.links[l].link)) out_.links[kept++] = out_.links[l];
+      }
+      first = end;
+      out_.first_link[c + 1] = kept;
+    }
+    out_.links.resize(kept);
+  }
+
+  // Notes which NIC each tier crossing comes from or goes to.
+  void note(std::int64_t from, std::int64_t to, const std::vector<LinkId>& tier_links, std::size_t first) {
+    for (std::size_t i = first; i < tier_links.size(); ++i) {
+      const bool up = (i - first) % 2 == 0;  // uplinks and downlinks alternate
+      through_.emplace_back(tier_links[i], up ? platform_.nic_out(from) : platform_.nic_in(to));
+    }
+  }
+
+  void add_groups(std::uint32_t s) {
+    const Group group = sorts_[s].group;
+    for (std::int64_t rank = 0; rank < mesh_.ranks(); ++rank) {
+      if (mesh_.group_index(group, rank) != 0) continue;
+      if (group == Group::Embedding && mesh_.coordinates(rank).pp != 0) continue;
+      const std::vector<std::int64_t> members = mesh_.members(group, rank);
+      for (const std::int64_t member : members) out_.members.push_back({static_cast<std::int32_t>(member), 0});
+      if (sorts_[s].kind == ChannelKind::AllToAll) {
+        cross_all_to_all(members);
+      } else {
+        cross_ring(members);
+      }
+      out_.close(s);
+    }
+  }
+
+  bool inside_node(const std::vector<std::int64_t>& members) const {
+    return std::all_of(members.begin(), members.end(),
+                       [&](std::int64_t m) { return platform_.same_node(m, members[0]); });
+  }
+
+  void cross(LinkId link, std::int64_t weight) { out_.links.push_back({link, static_cast<std::uint32_t>(weight)}); }
+
+  // Rings visit nodes in group order, one ring through each NIC of the group on a node: every member's NIC is crossed
+  // once each way, and so are the tier links between consecutive nodes. The last node closes the ring.
+  void cross_ring(const std::vector<std::int64_t>& members) {
+    if (inside_node(members)) return;
+    for (const std::int64_t member : members) {
+      cross(platform_.nic_out(member), 1);
+      cross(platform_.nic_in(member), 1);
+    }
+    if (platform_.limiting_tiers() == 0) return;
+    std::vector<LinkId> tier_links;
+    for (std::size_t i = 0; i < members.size(); ++i) {
+      // The next member on another node takes over.
+      std::size_t next = (i + 1) % members.size();
+      while (platform_.same_node(members[i], members[next])) next = (next + 1) % members.size();
+      const std::size_t first = tier_links.size();
+      platform_.append_tier_links(members[i], members[next], tier_links);
+      note(members[i], members[next], tier_links, first);
+    }
+    add_counted(tier_links);
+  }
+
+  void add_counted(std::vector<LinkId>& links) {
+    std::sort(links.begin(), links.end());
+    for (std::size_t i = 0; i < links.size();) {
+      std::size_t j = i;
+      while (j < links.size() && links[j] == links[i]) ++j;
+      cross(links[i], static_cast<std::int64_t>(j - i));
+      i = j;
+    }
+  }
+
+  // The flow is what one member sends to one other. A NIC carries that once for each member on another node, a tier
+  // link once for each pair that it separates.
+  void cross_all_to_all(const std::vector<std::int64_t>& members) {
+    if (inside_node(members)) return;
+    const auto outside = [&](const auto& group_of, std::int64_t of) {
+      return std::count_if(members.begin(), members.end(), [&](std::int64_t m) { return group_of(m) != group_of(of); });
+    };
+    for (const std::int64_t member : members) {
+      const auto peers = outside([&](std::int64_t m) { return platform_.node_of(m); }, member);
+      cross(platform_.nic_out(member), peers);
+      cross(platform_.nic_in(member), peers);
+    }
+    std::vector<LinkId> tier_links;
+    for (std::size_t tier = 0; tier < platform_.limiting_tiers(); ++tier) {
+      for (const std::int64_t member : members) {
+        const auto peers = outside([&](std::int64_t m) { return platform_.tier_group(tier, m); }, member);
+        if (peers > 0) {
+          through_.emplace_back(platform_.tier_up(tier, member), platform_.nic_out(member));
+          through_.emplace_back(platform_.tier_down(tier, member), platform_.nic_in(member));
+        }
+        for (std::int64_t i = 0; i < peers; ++i) {
+          tier_links.push_back(platform_.tier_up(tier, member));
+          tier_links.push_back(platform_.tier_down(tier, member));
+        }
+      }
+    }
+    add_counted(tier_links);
+  }
+
+  void add_transfers(std::uint32_t s) {
+    const bool backward = sorts_[s].backward;
+    std::vector<LinkId> tier_links;
+    for (std::int64_t rank = 0; rank < mesh_.ranks(); ++rank) {
+      Coordinates to = mesh_.coordinates(rank);
+      // With virtual stages the last stage hands on to the first.
+      if (plan_.virtual_stages == 1 && to.pp == (backward ? 0 : plan_.pp - 1)) continue;
+      to.pp = (to.pp + (backward ? plan_.pp - 1 : 1)) % plan_.pp;
+      const std::int64_t target = mesh_.rank(to);
+      out_.members.push_back({static_cast<std::int32_t>(rank), 1});
+      out_.members.push_back({static_cast<std::int32_t>(target), 2});
+      if (!platform_.same_node(rank, target)) {
+        cross(platform_.nic_out(rank), 1);
+        cross(platform_.nic_in(target), 1);
+        tier_links.clear();
+        platform_.append_tier_links(rank, target, tier_links);
+        note(rank, target, tier_links, 0);
+        for (const LinkId link : tier_links) cross(link, 1);
+      }
+      out_.close(s);
+    }
+  }
+
+  Mesh mesh_;
+  const ParallelPlan& plan_;
+  const Platform& platform_;
+  const std::vector<ChannelSort>& sorts_;
+  Structure out_;
+  std::vector<std::pair<LinkId, LinkId>> through_;  // (tier link, NIC whose traffic crosses it)
+};
+
+std::uint64_t hash_double(double x) { return mix64(std::bit_cast<std::uint64_t>(x)); }
+
+// Colours before refinement: all that can differ between two ranks. A private NIC's troubles are its rank's.
+std::vector<std::uint64_t> rank_colours(const ParallelPlan& plan, const Platform& platform,
+                                        const std::vector<InjectedFault>& degradations) {
+  const Mesh mesh(plan);
+  std::vector<std::uint64_t> colours(index(mesh.ranks()));
+  for (std::int64_t rank = 0; rank < mesh.ranks(); ++rank)
+    colours[index(rank)] = mix64(1000 + static_cast<std::uint64_t>(mesh.coordinates(rank).pp));
+  for (const InjectedFault& fault : degradations) {
+    for (std::int64_t rank = 0; rank < mesh.ranks(); ++rank) {
+      if (platform.node_of(rank) != fault.node || platform.gpu_of(rank) != fault.device) continue;
+      std::uint64_t& colour = colours[index(rank)];
+      for (const std::uint64_t part : {static_cast<std::uint64_t>(fault.kind), hash_double(fault.at_s),
+                                       hash_double(fault.duration_s.value_or(-1)), hash_double(fault.factor)}) {
+        colour = mix64(colour ^ part);
+      }
+    }
+  }
+  return colours;
+}
+
+std::vector<std::uint64_t> link_colours(const Platform& platform, const std::vector<InjectedFault>& degradations,
+                                        std::int64_t ranks) {
+  std::vector<std::uint64_t> colours(platform.links());
+  for (std::size_t l = 0; l < colours.size(); ++l) {
+    const auto link = static_cast<LinkId>(l);
+    const std::uint64_t direction = platform.is_nic(link) ? 1 + l % 2 : 3;
+    colours[l] = mix64(direction ^ hash_double(platform.capacity(link)));
+  }
+  for (const InjectedFault& fault : degradations) {
+    if (fault.kind != InjectedKind::NicSlow && fault.kind != InjectedKind::LinkDown) continue;
+    for (std::int64_t rank = 0; rank < ranks; ++rank) {
+      if (platform.node_of(rank) != fault.node || platform.gpu_of(rank) != fault.device) continue;
+      for (const LinkId link : {platform.nic_out(rank), platform.nic_in(rank)}) {
+        colours[index(link)] = mix64(colours[index(link)] ^
+                                     hash_double(fault.at_s + 2 * fault.factor + 3 * fault.duration_s.value_or(-1)));
+      }
+    }
+  }
+  return colours;
+}
+
+std::size_t distinct(const std::vector<std::uint64_t>& colours) {
+  std::vector<std::uint64_t> sorted = colours;
+  std::sort(sorted.begin(), sorted.end());
+  return static_cast<std::size_t>(std::unique(sorted.begin(), sorted.end()) - sorted.begin());
+}
+
+class Refinement {
+ public:
+  Refinement(const Structure& structure, const Platform& platform, std::vector<std::uint64_t> ranks,
+             std::vector<std::uint64_t> links)
+      : structure_(structure),
+        platform_(platform),
+        ranks_(std::move(ranks)),
+        links_(std::move(links)),
+        channels_(structure.channels()) {}
+
+  // A round mixes into every colour the multiset of its neighbours'. Refinement only splits classes, so once a round
+  // splits none the partition is equitable.
+  int run() {
+    std::size_t classes = distinct(ranks_) + distinct_links();
+    for (int round = 1;; ++round) {
+      one_round();
+      const std::size_t now = distinct(ranks_) + distinct_links();
+      TY_CHECK(now >= classes, "refinement never merges classes");
+      if (now == classes) return round;
+      classes = now;
+    }
+  }
+
+  [[nodiscard]] const std::vector<std::uint64_t>& ranks() const { return ranks_; }
+  [[nodiscard]] const std::vector<std::uint64_t>& links() const { return links_; }
+  [[nodiscard]] const std::vector<std::uint64_t>& channels() const { return channels_; }
+
+ private:
+  // Private NIC links say nothing that their rank does not.
+  bool counts(LinkId link) const { return !(platform_.private_nics() && platform_.is_nic(link)); }
+
+  std::size_t distinct_links() const {
+    std::vector<std::uint64_t> shared;
+    for (std::size_t l = 0; l < links_.size(); ++l) {
+      if (counts(static_cast<LinkId>(l))) shared.push_back(links_[l]);
+    }
+    return distinct(shared);
+  }
+
+  void one_round() {
+    std::vector<std::uint64_t> rank_sum(ranks_.size(), 0), link_sum(links_.size(), 0);
+    for (std::size_t c = 0; c < structure_.channels(); ++c) {
+      std::uint64_t sum = 0;
+      for (std::size_t m = structure_.first_member[c]; m < structure_.first_member[c + 1]; ++m) {
+        const Member& member = structure_.members[m];
+        sum += mix64(ranks_[index(member.rank)] + member.role);
+      }
+      for (std::size_t l = structure_.first_link[c]; l < structure_.first_link[c + 1]; ++l) {
+        const Crossed& crossed = structure_.links[l];
+        if (counts(crossed.link)) sum += mix64(links_[index(crossed.link)] ^ (std::uint64_t{crossed.weight} << 32));
+      }
+      const std::uint64_t colour = mix64(sum ^ mix64(structure_.sort[c] + 77));
+      channels_[c] = colour;
+      for (std::size_t m = structure_.first_member[c]; m < structure_.first_member[c + 1]; ++m) {
+        const Member& member = structure_.members[m];
+        rank_sum[index(member.rank)] += mix64(colour + 3 * member.role + 1);
+      }
+      for (std::size_t l = structure_.first_link[c]; l < structure_.first_link[c + 1]; ++l) {
+        const Crossed& crossed = structure_.links[l];
+        if (counts(crossed.link))
+          link_sum[index(crossed.link)] += mix64(colour ^ (std::uint64_t{crossed.weight} << 32));
+      }
+    }
+    for (std::size_t r = 0; r < ranks_.size(); ++r) ranks_[r] = mix64(ranks_[r] ^ mix64(rank_sum[r]));
+    for (std::size_t l = 0; l < links_.size(); ++l) links_[l] = mix64(links_[l] ^ mix64(link_sum[l]));
+  }
+
+  const Structure& structure_;
+  const Platform& platform_;
+  std::vector<std::uint64_t> ranks_, links_, channels_;
+};
+
+// Colours to class numbers, in order of first appearance: the same on every machine.
+std::vector<std::int32_t> number(const std::vector<std::uint64_t>& colours, std::vector<std::size_t>& representatives) {
+  std::unordered_map<std::uint64_t, std::int32_t> seen;
+  std::vector<std::int32_t> classes(colours.size());
+  for (std::size_t i = 0; i < colours.size(); ++i) {
+    const auto [entry, is_new] = seen.try_emplace(colours[i], static_cast<std::int32_t>(representatives.size()));
+    if (is_new) representatives.push_back(i);
+    classes[i] = entry->second;
+  }
+  return classes;
+}
+
+// Builds the quotient from the final colours.
+class Quotient {
+ public:
+  Quotient(const ParallelPlan& plan, const Platform& platform, const Structure& structure,
+           std::vector<ChannelSort> sorts)
+      : mesh_(plan), platform_(platform), structure_(structure) {
+    out_.sorts = std::move(sorts);
+  }
+
+  Fold build(const std::vector<std::uint64_t>& ranks, const std::vector<std::uint64_t>& links,
+             const std::vector<std::uint64_t>& channels) {
+    number_ranks(ranks);
+    number_links(ranks, links);
+    number_channels(channels);
+    weigh_crossings();
+    return std::move(out_);
+  }
+
+ private:
+  void number_ranks(const std::vector<std::uint64_t>& colours) {
+    std::vector<std::size_t> representatives;
+    out_.rank_class_of = number(colours, representatives);
+    for (const std::size_t representative : representatives) {
+      RankClass made;
+      made.representative = static_cast<std::int64_t>(representative);
+      made.stage = mesh_.coordinates(made.representative).pp;
+      made.channel.assign(out_.sorts.size(), -1);
+      made.channel_as_receiver.assign(out_.sorts.size(), -1);
+      out_.ranks.push_back(std::move(made));
+    }
+    for (const std::int32_t c : out_.rank_class_of) ++out_.ranks[index(c)].count;
+  }
+
+  void number_links(const std::vector<std::uint64_t>& rank_colours, const std::vector<std::uint64_t>& colours) {
+    std::vector<std::uint64_t> all = colours;
+    if (platform_.private_nics()) {
+      for (std::size_t r = 0; r < rank_colours.size(); ++r) {
+        const auto rank = static_cast<std::int64_t>(r);
+        all[index(platform_.nic_out(rank))] = mix64(rank_colours[r] + 101);
+        all[index(platform_.nic_in(rank))] = mix64(rank_colours[r] + 102);
+      }
+    }
+    std::vector<std::size_t> representatives;
+    link_class_of_ = number(all, representatives);
+    for (const std::size_t representative : representatives) {
+      const auto link = static_cast<LinkId>(representative);
+      out_.links.push_back({link, 0, platform_.capacity(link)});
+    }
+    for (const std::int32_t c : link_class_of_) ++out_.links[index(c)].count;
+  }
+
+  void number_channels(const std::vector<std::uint64_t>& colours) {
+    std::vector<std::size_t> representatives;
+    channel_class_of_ = number(colours, representatives);
+    for (const std::size_t c : representatives) out_.channels.push_back(describe(c));
+    for (std::size_t c = 0; c < colours.size(); ++c) {
+      ++out_.channels[index(channel_class_of_[c])].count;
+    }
+    // Each rank class learns its channels from its representative's.
+    for (std::size_t c = 0; c < structure_.channels(); ++c) {
+      for (std::size_t m = structure_.first_member[c]; m < structure_.first_member[c + 1]; ++m) {
+        const Member& member = structure_.members[m];
+        RankClass& rank = out_.ranks[index(out_.rank_class_of[index(member.rank)])];
+        if (rank.representative != member.rank) continue;
+        (member.role == 2 ? rank.channel_as_receiver : rank.channel)[structure_.sort[c]] = channel_class_of_[c];
+      }
+    }
+  }
+
+  ChannelClass describe(std::size_t c) const {
+    ChannelClass made;
+    made.sort = static_cast<std::int32_t>(structure_.sort[c]);
+    std::vector<std::int64_t> nodes;
+    for (std::size_t m = structure_.first_member[c]; m < structure_.first_member[c + 1]; ++m) {
+      const std::int64_t rank = structure_.members[m].rank;
+      const std::int32_t rank_class = out_.rank_class_of[index(rank)];
+      const bool transfer = structure_.members[m].role != 0;
+      if (transfer ||
+          std::find(made.rank_classes.begin(), made.rank_classes.end(), rank_class) == made.rank_classes.end()) {
+        made.rank_classes.push_back(rank_class);
+      }
+      nodes.push_back(platform_.node_of(rank));
+    }
+    made.ranks = static_cast<std::int64_t>(nodes.size());
+    std::sort(nodes.begin(), nodes.end());
+    made.nodes = std::unique(nodes.begin(), nodes.end()) - nodes.begin();
+    made.inside_node = made.nodes == 1;
+    return made;
+  }
+
+  // What one link of each class carries: the channels that cross its representative, by class.
+  void weigh_crossings() {
+    for (std::size_t c = 0; c < structure_.channels(); ++c) {
+      for (std::size_t l = structure_.first_link[c]; l < structure_.first_link[c + 1]; ++l) {
+        const Crossed& crossed = structure_.links[l];
+        const std::int32_t link_class = link_class_of_[index(crossed.link)];
+        if (out_.links[index(link_class)].representative != crossed.link) continue;
+        auto& crossings = out_.channels[index(channel_class_of_[c])].crossings;
+        auto found = std::find_if(crossings.begin(), crossings.end(),
+                                  [&](const Crossing& x) { return x.link_class == link_class; });
+        if (found == crossings.end()) found = crossings.insert(crossings.end(), {link_class, 0});
+        found->weight += crossed.weight;
+      }
+    }
+  }
+
+  Mesh mesh_;
+  const Platform& platform_;
+  const Structure& structure_;
+  Fold out_;
+  std::vector<std::int32_t> link_class_of_, channel_class_of_;
+};
+
+}  // namespace
+
+std::vector<ChannelSort> channel_sorts(const ParallelPlan& plan) {
+  const Mesh mesh(plan);
+  std::vector<ChannelSort> sorts;
+  for (const Group group : {Group::Tp, Group::Cp, Group::DpCp, Group::Edp, Group::Embedding, Group::World}) {
+    if (mesh.group_size(group) > 1) sorts.push_back({ChannelKind::Ring, group, false});
+  }
+  if (plan.ep > 1) sorts.push_back({ChannelKind::AllToAll, Group::Ep, false});
+  if (plan.pp > 1) {
+    sorts.push_back({ChannelKind::Transfer, Group::Pp, false});
+    sorts.push_back({ChannelKind::Transfer, Group::Pp, true});
+  }
+  return sorts;
+}
+
+Fold fold(const ParallelPlan& plan, const Platform& platform, const std::vector<InjectedFault>& degradations,
+          bool unfold) {
+  const std::vector<ChannelSort> sorts = channel_sorts(plan);
+  const Structure structure = StructureBuilder(plan, platform, sorts).build();
+  std::vector<std::uint64_t> ranks = rank_colours(plan, platform, degradations);
+  std::vector<std::uint64_t> links = link_colours(platform, degradations, plan.ranks());
+  if (unfold) {
+    for (std::size_t r = 0; r < ranks.size(); ++r) ranks[r] = mix64(r + 1);
+    for (std::size_t l = 0; l < links.size(); ++l) links[l] = mix64(l + 1);
+  }
+  Refinement refinement(structure, platform, std::move(ranks), std::move(links));
+  const int rounds = refinement.run();
+  Fold out =
+      Quotient(plan, platform, structure, sorts).build(refinement.ranks(), refinement.links(), refinement.channels());
+  out.rounds = rounds;
+  return out;
+}
+
+}  // namespace trainyard

@@ -1,0 +1,63 @@
+// Where ranks are, and which links a flow crosses: the cluster as the step simulator sees it.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "models/spec/cluster_spec.h"
+
+namespace trainyard {
+
+using LinkId = std::int32_t;
+
+/// Ranks fill nodes in order: rank r is GPU r % gpus_per_node of node r / gpus_per_node.
+///
+/// Links have one direction. NIC links come first (out and in of every NIC), then an uplink and a downlink for every
+/// switch group of every tier that can be a bottleneck. A tier whose uplinks carry all that the NICs below can
+/// send never is one, so it has no links at all.
+class Platform {
+ public:
+  /// `payload_rate`: bytes/s of payload that a NIC moves in one direction.
+  Platform(const ClusterSpec& cluster, std::int64_t ranks, double payload_rate);
+
+  [[nodiscard]] std::int64_t node_of(std::int64_t rank) const { return rank / cluster_.gpus_per_node; }
+  [[nodiscard]] std::int64_t gpu_of(std::int64_t rank) const { return rank % cluster_.gpus_per_node; }
+  [[nodiscard]] bool same_node(std::int64_t a, std::int64_t b) const { return node_of(a) == node_of(b); }
+
+  [[nodiscard]] LinkId nic_out(std::int64_t rank) const { return static_cast<LinkId>(2 * nic_of(rank)); }
+  [[nodiscard]] LinkId nic_in(std::int64_t rank) const { return static_cast<LinkId>(2 * nic_of(rank) + 1); }
+  /// True when every GPU has a NIC of its own: then a NIC's links are as private as its rank.
+  [[nodiscard]] bool private_nics() const { return cluster_.nics_per_node == cluster_.gpus_per_node; }
+  [[nodiscard]] bool is_nic(LinkId link) const { return link < nic_links_; }
+
+  /// Tier links, without the NICs, that a flow from rank a to rank b on another node crosses.
+  void append_tier_links(std::int64_t a, std::int64_t b, std::vector<LinkId>& out) const;
+  /// How many of `ranks` members of a group lie outside the tier group of `rank`, for each tier that has links,
+  /// together with the links of that tier group: see AllToAll in fold.cpp.
+  [[nodiscard]] std::size_t limiting_tiers() const { return tiers_.size(); }
+  [[nodiscard]] std::int64_t tier_group(std::size_t tier, std::int64_t rank) const;
+  [[nodiscard]] LinkId tier_up(std::size_t tier, std::int64_t rank) const;
+  [[nodiscard]] LinkId tier_down(std::size_t tier, std::int64_t rank) const { return tier_up(tier, rank) + 1; }
+
+  [[nodiscard]] std::size_t links() const { return capacity_.size(); }
+  /// Payload bytes/s of a healthy link.
+  [[nodiscard]] double capacity(LinkId link) const { return capacity_[static_cast<std::size_t>(link)]; }
+
+ private:
+  struct Tier {
+    std::int64_t nodes_per_group = 0;
+    std::int64_t rails = 1;  // groups are split by rail
+    LinkId first_link = 0;
+  };
+
+  [[nodiscard]] std::int64_t nic_of(std::int64_t rank) const {
+    return node_of(rank) * cluster_.nics_per_node + gpu_of(rank) * cluster_.nics_per_node / cluster_.gpus_per_node;
+  }
+
+  ClusterSpec cluster_;
+  LinkId nic_links_ = 0;
+  std::vector<Tier> tiers_;
+  std::vector<double> capacity_;
+};
+
+}  // namespace trainyard

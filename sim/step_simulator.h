@@ -1,0 +1,95 @@
+// The step simulator: one training step, timed op by op on the folded cluster.
+//
+// One conductor plays all rank classes. It keeps its own queue of events for what is private to a rank or to its NVLink
+// domain (kernels, and collectives whose members share a node), and hands what is shared to SimGrid: every
+// collective or transfer that leaves a node is one max-min flow, started when its last member has
+// arrived and its latency has passed.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "models/base/status.h"
+#include "models/cost/cost.h"
+#include "models/program/program.h"
+#include "models/spec/cluster_spec.h"
+#include "models/spec/fault_spec.h"
+
+namespace trainyard {
+
+struct StepOptions {
+  /// GpuSlow, NicSlow and LinkDown; times are relative to the start of the step, `node` is a position in the job.
+  std::vector<InjectedFault> degradations;
+  /// Simulate every rank on its own.
+  bool unfold = false;
+  /// Replay runs of private ops as one event each.
+  bool merge = true;
+  bool timeline = false;
+};
+
+/// Where a step's time goes, as the compute stream sees it. Every second of a rank is in exactly one part.
+enum class StepPart : std::uint8_t {
+  Gemm,
+  Attention,
+  MemoryBound,
+  HostSync,
+  Optimizer,
+  ExposedTp,
+  ExposedCp,
+  ExposedEp,
+  ExposedPp,
+  ExposedDp,
+  Bubble
+};
+inline constexpr int kStepPartCount = static_cast<int>(StepPart::Bubble) + 1;
+const char* to_string(StepPart part);
+
+/// Ranks with one and the same timeline.
+struct StepClass {
+  std::int64_t representative = 0, count = 0, stage = 0;
+  double end_s = 0;
+  std::array<double, kStreamCount> busy_s{};
+  std::array<double, kStepPartCount> part_s{};
+};
+
+struct Slice {
+  std::int32_t rank_class = 0;
+  Stream stream = Stream::Compute;
+  std::int32_t item = 0;
+  OpId op = -1;  // -1: a batch of transfers
+  std::int64_t start_ns = 0, end_ns = 0;
+};
+
+struct StepResult {
+  double time_s = 0;
+  /// Set when a queue pair gave up: the step does not end, time_s is when the communicator failed.
+  std::string communicator_error;
+  /// Averaged over ranks; adds up to time_s.
+  std::array<double, kStepPartCount> part_s{};
+  std::vector<StepClass> classes;
+  std::vector<Slice> slices;  // with options.timeline, by class, stream and start
+
+  std::int64_t link_classes = 0, channel_classes = 0;
+  std::int64_t flows = 0;   // SimGrid activities
+  std::int64_t events = 0;  // of the conductor's own queue
+  std::int64_t ops = 0;     // completed, over classes
+  int fold_rounds = 0;
+  double fold_wall_s = 0, simulate_wall_s = 0;
+  std::uint64_t trace_hash = 0;
+};
+
+/// Simulates one step in a forked child (SimGrid allows one simulation per process). A deadlock is a problem that names
+/// the ops that wait.
+Result<StepResult> simulate_step(const StepProgram& program, const ClusterSpec& cluster, const CostModel& cost,
+                                 const StepOptions& options = {});
+
+/// The same in the calling process, which must not have used SimGrid before.
+Result<StepResult> simulate_step_here(const StepProgram& program, const ClusterSpec& cluster, const CostModel& cost,
+                                      const StepOptions& options = {});
+
+/// "layer0.attn.qkv" or "send activation 3": what a slice shows.
+std::string label_of(const StepProgram& program, const StepResult& result, const Slice& slice);
+
+}  // namespace trainyard

@@ -1,6 +1,8 @@
 #include "sim/flow_network.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -14,6 +16,9 @@ namespace trainyard {
 namespace sg4 = simgrid::s4u;
 
 namespace {
+
+// SimGrid's sizes are whole numbers; counting in fractions of a byte keeps rounding below a part in 10^12.
+constexpr double kUnitsPerByte = 4096;
 
 // Listing a link k times in a route gives the flow k shares of it. Long lists cost time, so weights are reduced
 // by what they have in common, first along each channel, then across each link.
@@ -52,9 +57,60 @@ struct FlowNetwork::Impl {
   std::vector<std::pair<sg4::Host*, sg4::Host*>> ends;  // by channel class
   std::vector<sg4::Link*> links;                        // by link class; null when nothing crosses it
   Weights weights;
-  std::vector<sg4::CommPtr> flows;
-  std::vector<std::int64_t> tags;
+  struct Flow {
+    std::int32_t channel;
+    std::int64_t tag;
+    double rate;         // limit, in the flow's units; 0: none
+    double fastest_end;  // no matter what others do, it does not end before
+  };
+  std::vector<sg4::CommPtr> comms;
+  std::vector<Flow> flows;      // beside comms
+  std::vector<double> fastest;  // by channel class: units/s that its links allow it alone
+  // Of channels for collectives: a link of their own that holds them to what their algorithm can do. (A rate
+  // set on a comm between two hosts is ignored in this version.)
+  std::vector<sg4::Link*> limiter;
+  std::vector<double> limiter_capacity;
   std::int64_t started = 0;
+
+  void start(const Flow& flow, std::uint64_t units) {
+    const auto& [from, to] = ends[static_cast<std::size_t>(flow.channel)];
+    const auto channel = static_cast<std::size_t>(flow.channel);
+    if (flow.rate > 0 && limiter_capacity[channel] != flow.rate) {
+      limiter[channel]->set_bandwidth(flow.rate);  // collectives of one communicator follow one another
+      limiter_capacity[channel] = flow.rate;
+    }
+    sg4::CommPtr comm = sg4::Comm::sendto_init(from, to);
+    comm->set_payload_size(units);
+    comm->vetoable_start();
+    comms.push_back(std::move(comm));
+    flows.push_back(flow);
+    const double alone = fastest[static_cast<std::size_t>(flow.channel)];
+    const double limit = flow.rate > 0 ? std::min(flow.rate, alone) : alone;
+    // A shade early, so that rounding never lets a flow end before its bound.
+    flows.back().fastest_end = sg4::Engine::get_clock() + static_cast<double>(units) / limit * (1 - 1e-12);
+  }
+  // What each channel class that crosses the link could move if it were alone.
+  void find_fastest(std::int32_t link_class) {
+    for (std::size_t c = 0; c < fastest.size(); ++c) {
+      if (link_class >= 0 && !crosses(static_cast<std::int32_t>(c), link_class)) continue;
+      fastest[c] = std::numeric_limits<double>::infinity();
+      for (const Crossing& x : weights.by_channel[c]) {
+        fastest[c] = std::min(
+            fastest[c], links[static_cast<std::size_t>(x.link_class)]->get_bandwidth() / static_cast<double>(x.weight));
+      }
+    }
+  }
+  void remove(std::size_t i) {
+    std::swap(comms[i], comms.back());
+    std::swap(flows[i], flows.back());
+    comms.pop_back();
+    flows.pop_back();
+  }
+  bool crosses(std::int32_t channel, std::int32_t link_class) const {
+    const auto& crossings = weights.by_channel[static_cast<std::size_t>(channel)];
+    return std::any_of(crossings.begin(), crossings.end(),
+                       [&](const Crossing& x) { return x.link_class == link_class; });
+  }
 };
 
 FlowNetwork::FlowNetwork(const Fold& fold) : impl_(std::make_unique<Impl>()) {
@@ -75,11 +131,13 @@ FlowNetwork::FlowNetwork(const Fold& fold) : impl_(std::make_unique<Impl>()) {
     sg4::Link* link = nullptr;
     if (divisor > 0) {
       link = zone->create_link("link" + std::to_string(l),
-                               fold.links[l].capacity_bytes_per_s / static_cast<double>(divisor));
+                               fold.links[l].capacity_bytes_per_s * kUnitsPerByte / static_cast<double>(divisor));
       link->set_latency(0)->seal();
     }
     impl_->links.push_back(link);
   }
+  impl_->limiter.assign(fold.channels.size(), nullptr);
+  impl_->limiter_capacity.assign(fold.channels.size(), 0);
   for (std::size_t c = 0; c < fold.channels.size(); ++c) {
     if (fold.channels[c].inside_node) {
       impl_->ends.emplace_back(nullptr, nullptr);
@@ -92,10 +150,17 @@ FlowNetwork::FlowNetwork(const Fold& fold) : impl_(std::make_unique<Impl>()) {
       route.insert(route.end(), static_cast<std::size_t>(crossing.weight),
                    sg4::LinkInRoute(impl_->links[static_cast<std::size_t>(crossing.link_class)]));
     }
+    if (fold.sorts[static_cast<std::size_t>(fold.channels[c].sort)].kind != ChannelKind::Transfer) {
+      impl_->limiter[c] = zone->create_link("limit" + std::to_string(c), 1e18);
+      impl_->limiter[c]->set_latency(0)->seal();
+      route.emplace_back(impl_->limiter[c]);
+    }
     zone->add_route(from->get_netpoint(), to->get_netpoint(), nullptr, nullptr, route, false);
     impl_->ends.emplace_back(from, to);
   }
   zone->seal();
+  impl_->fastest.resize(fold.channels.size());
+  impl_->find_fastest(-1);
 }
 
 FlowNetwork::~FlowNetwork() = default;
@@ -103,7 +168,7 @@ FlowNetwork::~FlowNetwork() = default;
 void FlowNetwork::run(const std::function<void()>& conductor) {
   sg4::Actor::create("conductor", impl_->home, [this, &conductor] {
     conductor();
-    for (auto& flow : impl_->flows) flow->cancel();
+    for (auto& comm : impl_->comms) comm->cancel();
   });
   impl_->engine->run();
 }
@@ -114,36 +179,40 @@ void FlowNetwork::sleep_until(double time_s) {
 }
 
 void FlowNetwork::start(std::int32_t channel, double bytes, double max_bytes_per_s, std::int64_t tag) {
-  const auto& [from, to] = impl_->ends[static_cast<std::size_t>(channel)];
-  const auto divisor = static_cast<double>(impl_->weights.channel_divisor[static_cast<std::size_t>(channel)]);
-  // The rate must be set before the ends are: from then on this version takes the flow as started.
-  sg4::CommPtr flow = sg4::Comm::sendto_init();
-  if (max_bytes_per_s > 0) flow->set_rate(max_bytes_per_s * divisor);
-  flow->set_source(from)->set_destination(to);
-  // SimGrid counts sizes in whole bytes; a flow of less than one still takes its turn.
-  flow->set_payload_size(std::max<std::uint64_t>(1, static_cast<std::uint64_t>(bytes * divisor + 0.5)));
-  flow->vetoable_start();
-  impl_->flows.push_back(std::move(flow));
-  impl_->tags.push_back(tag);
+  const double units_per_byte =
+      static_cast<double>(impl_->weights.channel_divisor[static_cast<std::size_t>(channel)]) * kUnitsPerByte;
+  // SimGrid counts sizes in whole units; a flow of less than one still takes its turn.
+  const auto units = std::max<std::uint64_t>(1, static_cast<std::uint64_t>(bytes * units_per_byte + 0.5));
+  impl_->start({channel, tag, max_bytes_per_s > 0 ? max_bytes_per_s * units_per_byte : 0, 0}, units);
   ++impl_->started;
+}
+
+double FlowNetwork::earliest_end() const {
+  double earliest = std::numeric_limits<double>::infinity();
+  for (const Impl::Flow& flow : impl_->flows) earliest = std::min(earliest, flow.fastest_end);
+  return earliest;
 }
 
 std::optional<std::int64_t> FlowNetwork::wait(double time_s, double& now_s) {
   const double left = time_s - sg4::Engine::get_clock();
   const ssize_t ended = left > 0 || std::isinf(time_s)
-                            ? sg4::Comm::wait_any_for(impl_->flows, std::isinf(time_s) ? -1 : left)
-                            : sg4::Comm::test_any(impl_->flows);
+                            ? sg4::Comm::wait_any_for(impl_->comms, std::isinf(time_s) ? -1 : left)
+                            : sg4::Comm::test_any(impl_->comms);
   if (ended < 0) {
     now_s = time_s;
+    // Flows that share a link are later than they would be alone: what they have left tells by how much at least.
+    for (std::size_t i = 0; i < impl_->flows.size(); ++i) {
+      Impl::Flow& flow = impl_->flows[i];
+      if (flow.fastest_end > time_s) continue;
+      const double alone = impl_->fastest[static_cast<std::size_t>(flow.channel)];
+      const double limit = flow.rate > 0 ? std::min(flow.rate, alone) : alone;
+      flow.fastest_end = sg4::Engine::get_clock() + impl_->comms[i]->get_remaining() / limit * (1 - 1e-9);
+    }
     return std::nullopt;
   }
   now_s = std::min(sg4::Engine::get_clock(), time_s);
-  const auto i = static_cast<std::size_t>(ended);
-  const std::int64_t tag = impl_->tags[i];
-  std::swap(impl_->flows[i], impl_->flows.back());
-  std::swap(impl_->tags[i], impl_->tags.back());
-  impl_->flows.pop_back();
-  impl_->tags.pop_back();
+  const std::int64_t tag = impl_->flows[static_cast<std::size_t>(ended)].tag;
+  impl_->remove(static_cast<std::size_t>(ended));
   return tag;
 }
 
@@ -155,7 +224,18 @@ void FlowNetwork::set_capacity(std::int32_t link_class, double bytes_per_s) {
   if (link == nullptr) return;
   const auto divisor = static_cast<double>(impl_->weights.link_divisor[static_cast<std::size_t>(link_class)]);
   // A bandwidth of 0 would remove the constraint; this stalls its flows for all that a run lasts.
-  link->set_bandwidth(std::max(bytes_per_s / divisor, 1e-9));
+  link->set_bandwidth(std::max(bytes_per_s * kUnitsPerByte / divisor, 1e-9));
+  impl_->find_fastest(link_class);
+  // A flow is bounded for life by what its links had when it started: where that has changed it starts again with
+  // what it has left.
+  for (std::size_t i = impl_->flows.size(); i-- > 0;) {
+    if (!impl_->crosses(impl_->flows[i].channel, link_class)) continue;
+    const Impl::Flow flow = impl_->flows[i];
+    const double left = impl_->comms[i]->get_remaining();
+    impl_->comms[i]->cancel();
+    impl_->remove(i);
+    impl_->start(flow, std::max<std::uint64_t>(1, static_cast<std::uint64_t>(left + 0.5)));
+  }
 }
 
 }  // namespace trainyard

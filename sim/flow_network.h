@@ -28,6 +28,8 @@ class FlowNetwork {
   void start(std::int32_t channel, double bytes, double max_bytes_per_s, std::int64_t tag);
   /// Waits for a flow to end, but not beyond `time_s`. Returns the flow's tag, and sets `now_s`.
   std::optional<std::int64_t> wait(double time_s, double& now_s);
+  /// No flow in flight ends before this, whatever the others do.
+  [[nodiscard]] double earliest_end() const;
   [[nodiscard]] std::size_t in_flight() const;
   [[nodiscard]] std::int64_t started() const;
   /// A link's new capacity, from now on; 0 stalls its flows.

@@ -20,24 +20,20 @@ namespace {
 // SimGrid's sizes are whole numbers; counting in fractions of a byte keeps rounding below a part in 10^12.
 constexpr double kUnitsPerByte = 4096;
 
-// Listing a link k times in a route gives the flow k shares of it. Long lists cost time, so weights are reduced
-// by what they have in common, first along each channel, then across each link.
+// Listing a link k times in a route gives the flow k shares of it. Long lists cost time, so weights are reduced by what
+// they have in common across each link, its capacity with them. (Never along a channel: fairness is between flows, and
+// a flow counted in other units would get another share.)
 struct Weights {
   std::vector<std::vector<Crossing>> by_channel;
-  std::vector<std::int64_t> channel_divisor;  // the flow is counted in units this much larger
-  std::vector<std::int64_t> link_divisor;     // capacity is counted in units this much larger
+  std::vector<std::int64_t> link_divisor;  // capacity is counted in units this much larger
 };
 
 Weights reduced(const Fold& fold) {
   Weights out;
   out.link_divisor.assign(fold.links.size(), 0);
   for (const ChannelClass& channel : fold.channels) {
-    std::int64_t common = 0;
-    for (const Crossing& crossing : channel.crossings) common = std::gcd(common, crossing.weight);
-    out.channel_divisor.push_back(std::max<std::int64_t>(common, 1));
     out.by_channel.push_back(channel.crossings);
-    for (Crossing& crossing : out.by_channel.back()) {
-      crossing.weight /= out.channel_divisor.back();
+    for (const Crossing& crossing : channel.crossings) {
       std::int64_t& divisor = out.link_divisor[static_cast<std::size_t>(crossing.link_class)];
       divisor = std::gcd(divisor, crossing.weight);
     }
@@ -118,9 +114,10 @@ FlowNetwork::FlowNetwork(const Fold& fold) : impl_(std::make_unique<Impl>()) {
   char* argv[] = {name.data(), quiet.data(), nullptr};
   int argc = 2;
   impl_->engine = std::make_unique<sg4::Engine>(&argc, argv);
-  // Plain max-min sharing: none of the TCP corrections, no penalty for round-trip times.
-  for (const char* setting :
-       {"network/model:CM02", "network/crosstraffic:0", "network/weight-S:0", "network/TCP-gamma:0"}) {
+  // Plain max-min sharing: none of the TCP corrections, no penalty for round-trip times. Moments closer than
+  // surf/precision (by default a nanosecond) count as one.
+  for (const char* setting : {"network/model:CM02", "network/crosstraffic:0", "network/weight-S:0",
+                              "network/TCP-gamma:0", "surf/precision:1e-14", "maxmin/precision:1e-9"}) {
     sg4::Engine::set_config(setting);
   }
   sg4::NetZone* zone = sg4::create_full_zone("fabric");
@@ -179,11 +176,8 @@ void FlowNetwork::sleep_until(double time_s) {
 }
 
 void FlowNetwork::start(std::int32_t channel, double bytes, double max_bytes_per_s, std::int64_t tag) {
-  const double units_per_byte =
-      static_cast<double>(impl_->weights.channel_divisor[static_cast<std::size_t>(channel)]) * kUnitsPerByte;
-  // SimGrid counts sizes in whole units; a flow of less than one still takes its turn.
-  const auto units = std::max<std::uint64_t>(1, static_cast<std::uint64_t>(bytes * units_per_byte + 0.5));
-  impl_->start({channel, tag, max_bytes_per_s > 0 ? max_bytes_per_s * units_per_byte : 0, 0}, units);
+  const auto units = std::max<std::uint64_t>(1, static_cast<std::uint64_t>(bytes * kUnitsPerByte + 0.5));
+  impl_->start({channel, tag, max_bytes_per_s > 0 ? max_bytes_per_s * kUnitsPerByte : 0, 0}, units);
   ++impl_->started;
 }
 

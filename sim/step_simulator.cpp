@@ -557,8 +557,11 @@ class Conductor {
   }
 
   StepPart part_of(const Channel& channel) const {
-    if (channel.op == nullptr) return StepPart::ExposedPp;
-    switch (channel.op->group) {
+    return channel.op == nullptr ? StepPart::ExposedPp : part_of(channel.op->group);
+  }
+
+  static StepPart part_of(Group group) {
+    switch (group) {
       case Group::Tp: return StepPart::ExposedTp;
       case Group::Cp: return StepPart::ExposedCp;
       case Group::Ep: return StepPart::ExposedEp;
@@ -701,7 +704,6 @@ class Conductor {
       state.done[index(id)] = 1;
     }
     state.left[index(flat.item)] -= static_cast<std::int32_t>(run.members.size());
-    state.compute_free_at = now_;
     for (const std::size_t s : run.streams) {
       state.cursor[s].running = false;
       state.cursor[s].head += run.count_on_stream[s];
@@ -710,7 +712,9 @@ class Conductor {
       return state.cursor[s].head == state.flat->queue[s].size();
     });
     if (emptied) finish_stream(state);
-    advance(c, StepPart::Bubble, 0);
+    // Where the run ends in a collective, that is what a compute op after it was waiting for.
+    const Op& last = *state.flat->ops[index(first + run.members.back().op)].op;
+    advance(c, is_communication(last.kind) ? part_of(last.group) : StepPart::Bubble, 0);
   }
 
   void record_in_run(std::size_t c, std::int32_t flat_op, double start_s, double end_s, double gap_s,

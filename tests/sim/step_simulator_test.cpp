@@ -1,0 +1,242 @@
+// The step simulator: folding and merging change nothing, and simple cases come out as arithmetic says.
+#include <catch2/catch.hpp>
+
+#include <cmath>
+
+#include "models/base/random.h"
+#include "sim/fold.h"
+#include "sim/platform.h"
+#include "sim/step_simulator.h"
+#include "tests/program/tiny_models.h"
+
+using namespace trainyard;
+
+namespace {
+
+const std::string kProfiles = std::string(TRAINYARD_SOURCE_DIR) + "/scenarios/profiles/";
+
+CostModel h100() {
+  return CostModel(load_hardware_profile(kProfiles + "h100-sxm.json").value(),
+                   load_stack_profile(kProfiles + "stack-default.json").value());
+}
+
+// Nodes of four GPUs behind leaves of two nodes, rows of four: everything that can be shared is.
+ClusterSpec small_cluster(RandomStream& random) {
+  ClusterSpec cluster;
+  cluster.name = "small";
+  cluster.nodes = 32;
+  cluster.gpus_per_node = 4;
+  cluster.nics_per_node = random.below(3) == 0 ? 2 : 4;
+  cluster.nic_bytes_per_s = 50e9;
+  cluster.rail_optimized = random.below(2) == 0;
+  cluster.tiers = {{"leaf", 2, random.below(2) == 0 ? 1.0 : 4.0}, {"row", 4, random.below(2) == 0 ? 1.0 : 3.0}};
+  return cluster;
+}
+
+ParallelPlan small_plan(const ModelSpec& model, RandomStream& random) {
+  const auto pick = [&](std::initializer_list<std::int64_t> from) {
+    return *(from.begin() + random.below(from.size()));
+  };
+  ParallelPlan plan = tiny_plan();
+  plan.precision = Precision::Bf16;
+  plan.tp = pick({1, 2});
+  plan.cp = pick({1, 2});
+  plan.pp = pick({1, 2, 4});
+  plan.dp = pick({2, 4});
+  plan.ep = model.moe ? std::min(pick({1, 2, 4}), plan.cp * plan.dp) : 1;
+  plan.order = random.below(2) == 0 ? "tp-cp-ep-dp-pp" : "tp-cp-ep-pp-dp";
+  plan.sequence_parallel = plan.tp > 1 && random.below(2) == 0;
+  plan.zero_stage = pick({0, 1, 2});
+  plan.virtual_stages = plan.pp > 1 ? pick({1, 2}) : 1;
+  plan.schedule = plan.virtual_stages > 1 ? PipelineSchedule::Interleaved : PipelineSchedule::OneFOneB;
+  plan.global_batch = plan.dp * plan.pp * pick({1, 2});
+  plan.overlap.grad_reduce = random.below(2) == 0;
+  plan.overlap.param_gather = random.below(2) == 0;
+  plan.bucket_bytes = pick({1, 4096, 1 << 20});
+  return plan;
+}
+
+std::vector<InjectedFault> some_degradations(const ClusterSpec& cluster, const ParallelPlan& plan,
+                                             RandomStream& random) {
+  std::vector<InjectedFault> out;
+  const std::int64_t nodes = (plan.ranks() + cluster.gpus_per_node - 1) / cluster.gpus_per_node;
+  for (std::uint64_t i = random.below(3); i > 0; --i) {
+    InjectedFault fault;
+    fault.kind = static_cast<InjectedKind>(random.below(3));
+    fault.node = static_cast<std::int64_t>(random.below(static_cast<std::uint64_t>(nodes)));
+    fault.device = static_cast<std::int64_t>(random.below(static_cast<std::uint64_t>(cluster.gpus_per_node)));
+    fault.factor = 1.0 + 3 * random.uniform();
+    fault.at_s = random.below(2) == 0 ? 0 : 2e-4 * random.uniform();
+    if (fault.kind == InjectedKind::LinkDown || random.below(2) == 0) fault.duration_s = 1e-3 * random.uniform();
+    out.push_back(fault);
+  }
+  return out;
+}
+
+StepResult simulated(const StepProgram& program, const ClusterSpec& cluster, const StepOptions& options) {
+  const Result<StepResult> result = simulate_step(program, cluster, h100(), options);
+  if (!result) FAIL(to_string(result.problems().front()));
+  return result.value();
+}
+
+// When each rank ends, and its busy time, by rank.
+std::vector<std::pair<double, double>> by_rank(const StepProgram& program, const ClusterSpec& cluster,
+                                               const StepOptions& options, const StepResult& result) {
+  const Platform platform(cluster, program.plan.ranks(), h100().nic_payload_rate(cluster.nic_bytes_per_s));
+  const Fold folded = fold(program.plan, platform, options.degradations, options.unfold);
+  std::vector<std::pair<double, double>> out;
+  for (const std::int32_t c : folded.rank_class_of) {
+    const StepClass& its = result.classes[static_cast<std::size_t>(c)];
+    out.emplace_back(its.end_s, its.busy_s[0]);
+  }
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("folding and merging change nothing", "[sim]") {
+  RandomStream random(17, "fold");
+  std::size_t folded_classes = 0, ranks = 0;
+  for (int i = 0; i < 200; ++i) {
+    ModelSpec model = tiny_model(static_cast<ModelFamily>(random.below(4)));
+    model.num_hidden_layers = 8;
+    const ClusterSpec cluster = small_cluster(random);
+    const ParallelPlan plan = small_plan(model, random);
+    const StepProgram program = lower(model, plan);
+    StepOptions options;
+    options.degradations = some_degradations(cluster, plan, random);
+    for (const auto& f : options.degradations) UNSCOPED_INFO("fault " << int(f.kind) << " at " << f.at_s << " for " << f.duration_s.value_or(-1) << " node " << f.node << " dev " << f.device << " x" << f.factor);
+    INFO("case " << i << " " << model.name << " tp" << plan.tp << " cp" << plan.cp << " ep" << plan.ep << " pp"
+                 << plan.pp << " dp" << plan.dp << " vp" << plan.virtual_stages << " zero" << plan.zero_stage
+                 << " degradations " << options.degradations.size());
+    const StepResult folded = simulated(program, cluster, options);
+    StepOptions unmerged = options;
+    unmerged.merge = false;
+    const StepResult stepwise = simulated(program, cluster, unmerged);
+    StepOptions unfolded = options;
+    unfolded.unfold = true;
+    const StepResult whole = simulated(program, cluster, unfolded);
+    REQUIRE(whole.classes.size() == static_cast<std::size_t>(plan.ranks()));
+    folded_classes += folded.classes.size();
+    ranks += whole.classes.size();
+
+    const double tolerance = 1e-9 * whole.time_s;
+    CHECK(std::fabs(folded.time_s - whole.time_s) <= tolerance);
+    INFO("relative " << (stepwise.time_s - folded.time_s) / whole.time_s << " folded-whole " << (folded.time_s - whole.time_s) / whole.time_s << " step " << whole.time_s);
+    CHECK(std::fabs(stepwise.time_s - folded.time_s) <= tolerance);
+    const auto a = by_rank(program, cluster, options, folded), b = by_rank(program, cluster, unfolded, whole);
+    for (std::size_t r = 0; r < a.size(); ++r) {
+      REQUIRE(std::fabs(a[r].first - b[r].first) <= tolerance);
+      INFO("rank " << r << " busy " << a[r].second << " " << b[r].second << " ends " << a[r].first);
+      CHECK(std::fabs(a[r].second - b[r].second) <= tolerance);
+    }
+    double parts = 0;
+    for (const double part : folded.part_s) parts += part;
+    REQUIRE(parts == Approx(folded.time_s).epsilon(1e-9));
+  }
+  INFO(folded_classes << " classes of " << ranks << " ranks");
+  CHECK(folded_classes < 3 * ranks / 4);  // or there was nothing to fold
+}
+
+TEST_CASE("the same step twice has the same trace, another has not", "[sim]") {
+  RandomStream random(3, "trace");
+  const ClusterSpec cluster = small_cluster(random);
+  ParallelPlan plan = tiny_plan();
+  plan.precision = Precision::Bf16;
+  plan.pp = plan.dp = 2;
+  plan.global_batch = 8;
+  const StepProgram program = lower(tiny_model(ModelFamily::Llama), plan);
+  const StepResult first = simulated(program, cluster, {});
+  CHECK(simulated(program, cluster, {}).trace_hash == first.trace_hash);
+  StepOptions slow;
+  slow.degradations = {{InjectedKind::GpuSlow, 0, std::nullopt, 0, 1, 2}};
+  CHECK(simulated(program, cluster, slow).trace_hash != first.trace_hash);
+}
+
+TEST_CASE("one slow GPU slows everyone, by what it computes", "[sim]") {
+  RandomStream random(3, "slow");
+  ClusterSpec cluster = small_cluster(random);
+  ParallelPlan plan = tiny_plan();
+  plan.precision = Precision::Bf16;
+  plan.dp = 8;
+  plan.global_batch = 8;
+  const StepProgram program = lower(tiny_model(ModelFamily::Llama), plan);
+  const StepResult healthy = simulated(program, cluster, {});
+  StepOptions options;
+  options.degradations = {{InjectedKind::GpuSlow, 0, std::nullopt, 1, 2, 3}};
+  const StepResult sick = simulated(program, cluster, options);
+  // The slow rank's own kernels take three times as long, and everybody waits for them at the end.
+  const double compute = healthy.classes[0].busy_s[0];
+  CHECK(sick.time_s == Approx(healthy.time_s + 2 * compute).epsilon(0.02));
+  CHECK(sick.classes.size() > healthy.classes.size());
+}
+
+TEST_CASE("a link that is down stalls the step, and kills it when queue pairs give up", "[sim]") {
+  RandomStream random(3, "down");
+  ClusterSpec cluster = small_cluster(random);
+  ParallelPlan plan = tiny_plan();
+  plan.precision = Precision::Bf16;
+  plan.dp = 8;
+  plan.global_batch = 8;
+  const StepProgram program = lower(tiny_model(ModelFamily::Llama), plan);
+  const StepResult healthy = simulated(program, cluster, {});
+  StepOptions options;
+  options.degradations = {{InjectedKind::LinkDown, 0, 2.0, 1, 0, 1}};
+  const StepResult stalled = simulated(program, cluster, options);
+  CHECK(stalled.communicator_error.empty());
+  CHECK(stalled.time_s > 2.0);
+  CHECK(stalled.time_s < 2.0 + 2 * healthy.time_s);
+
+  options.degradations[0].duration_s = 31;
+  const StepResult dead = simulated(program, cluster, options);
+  CHECK(dead.communicator_error.find("queue pair") != std::string::npos);
+  CHECK(dead.time_s == Approx(30.064771).epsilon(1e-3));
+}
+
+TEST_CASE("a pipeline's bubble is what Megatron's formula says", "[sim]") {
+  // Compute much larger than communication: bubble / compute = (pp - 1) / micro-batches, divided by virtual stages.
+  ModelSpec model = tiny_model(ModelFamily::Llama);
+  model.num_hidden_layers = 16;
+  model.hidden_size = 4096;
+  model.head_dim = 128;
+  model.num_attention_heads = 32;
+  model.num_key_value_heads = 32;
+  model.intermediate_size = 16384;
+  model.vocab_size = 256;
+  ClusterSpec cluster;
+  cluster.nodes = 4;
+  cluster.gpus_per_node = 1;
+  cluster.nics_per_node = 1;
+  cluster.nic_bytes_per_s = 50e12;  // so fast that only the schedule matters
+  for (const std::int64_t vp : {1, 4}) {
+    ParallelPlan plan = tiny_plan();
+    plan.precision = Precision::Bf16;
+    plan.sequence_length = 4096;
+    plan.pp = 4;
+    plan.virtual_stages = vp;
+    plan.schedule = vp > 1 ? PipelineSchedule::Interleaved : PipelineSchedule::OneFOneB;
+    plan.global_batch = 16;
+    const StepResult result = simulated(lower(model, plan), cluster, {});
+    const double busy = result.classes[1].busy_s[0];
+    CHECK((result.time_s - busy) / busy == Approx(3.0 / 16.0 / static_cast<double>(vp)).epsilon(0.15));
+  }
+}
+
+TEST_CASE("a deadlock is reported, not waited for", "[sim]") {
+  RandomStream random(3, "deadlock");
+  const ClusterSpec cluster = small_cluster(random);
+  ParallelPlan plan = tiny_plan();
+  plan.precision = Precision::Bf16;
+  plan.pp = 2;
+  plan.global_batch = 4;
+  StepProgram program = lower(tiny_model(ModelFamily::Llama), plan);
+  for (Item& item : program.stages[1].items) {
+    if (item.transfers.empty()) continue;
+    item.transfers[0].micro_batch += 7;  // nobody sends this
+    break;
+  }
+  const Result<StepResult> result = simulate_step(program, cluster, h100());
+  REQUIRE_FALSE(result.ok());
+  CHECK(result.problems().front().rule.find("deadlock") != std::string::npos);
+  CHECK(result.problems().front().rule.find("transfers") != std::string::npos);
+}

@@ -1,0 +1,123 @@
+-- The run store: one SQLite file per project directory or set of runs.
+--
+-- store/README.md explains every table to people who query it. The text below is compiled into the
+-- program and executed once, when a store is created; `PRAGMA user_version` holds its number
+-- (kSchemaVersion in store/database.h), `PRAGMA application_id` says "TrYd".
+--
+-- Times named *_ns are int64 nanoseconds of simulated time since the start of the run. Only
+-- *_unix_ns are wall-clock times, and no result depends on them. Seeds and hashes are 64-bit and
+-- unsigned, which SQLite's integers are not: they are stored as text.
+
+CREATE TABLE runs (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  name TEXT NOT NULL,
+  kind TEXT NOT NULL CHECK (kind IN ('step', 'run')),
+  status TEXT NOT NULL CHECK (status IN ('running', 'finished', 'interrupted', 'failed')),
+  started_unix_ns INTEGER NOT NULL,
+  ended_unix_ns INTEGER,
+  version TEXT NOT NULL,
+  commit_id TEXT NOT NULL,
+  seed TEXT NOT NULL,
+  parameters TEXT NOT NULL CHECK (json_valid(parameters)),
+  host TEXT NOT NULL CHECK (json_valid(host)),
+  report TEXT CHECK (report IS NULL OR json_valid(report)),
+  trace_hash TEXT
+) STRICT;
+
+CREATE TABLE streams (
+  run_id INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+  stream INTEGER NOT NULL,
+  name TEXT NOT NULL,
+  PRIMARY KEY (run_id, stream)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE rank_classes (
+  run_id INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+  class INTEGER NOT NULL,
+  name TEXT NOT NULL,
+  stage INTEGER NOT NULL,
+  representative_rank INTEGER NOT NULL,
+  ranks INTEGER NOT NULL CHECK (ranks > 0),
+  PRIMARY KEY (run_id, class)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE rank_ranges (
+  run_id INTEGER NOT NULL,
+  first_rank INTEGER NOT NULL,
+  last_rank INTEGER NOT NULL CHECK (last_rank >= first_rank),
+  class INTEGER NOT NULL,
+  PRIMARY KEY (run_id, first_rank),
+  FOREIGN KEY (run_id, class) REFERENCES rank_classes (run_id, class) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE labels (
+  id INTEGER PRIMARY KEY,
+  label TEXT NOT NULL,
+  category TEXT NOT NULL,
+  UNIQUE (label, category)
+) STRICT;
+
+CREATE TABLE slices (
+  run_id INTEGER NOT NULL,
+  class INTEGER NOT NULL,
+  stream INTEGER NOT NULL,
+  seq INTEGER NOT NULL,
+  label_id INTEGER NOT NULL REFERENCES labels (id),
+  start_ns INTEGER NOT NULL,
+  end_ns INTEGER NOT NULL CHECK (end_ns >= start_ns),
+  PRIMARY KEY (run_id, class, stream, seq),
+  FOREIGN KEY (run_id, class) REFERENCES rank_classes (run_id, class) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE run_events (
+  run_id INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+  seq INTEGER NOT NULL,
+  time_ns INTEGER NOT NULL,
+  kind TEXT NOT NULL,
+  node INTEGER,
+  text TEXT NOT NULL,
+  PRIMARY KEY (run_id, seq)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE recoveries (
+  run_id INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+  recovery INTEGER NOT NULL,
+  start_ns INTEGER NOT NULL,
+  end_ns INTEGER CHECK (end_ns >= start_ns),
+  cause TEXT NOT NULL,
+  node INTEGER,
+  lost_work_ns INTEGER NOT NULL CHECK (lost_work_ns >= 0),
+  PRIMARY KEY (run_id, recovery)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE recovery_phases (
+  run_id INTEGER NOT NULL,
+  recovery INTEGER NOT NULL,
+  seq INTEGER NOT NULL,
+  phase TEXT NOT NULL,
+  start_ns INTEGER NOT NULL,
+  end_ns INTEGER NOT NULL CHECK (end_ns >= start_ns),
+  PRIMARY KEY (run_id, recovery, seq),
+  FOREIGN KEY (run_id, recovery) REFERENCES recoveries (run_id, recovery) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE goodput_bands (
+  run_id INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+  seq INTEGER NOT NULL,
+  band TEXT NOT NULL,
+  duration_ns INTEGER NOT NULL CHECK (duration_ns >= 0),
+  PRIMARY KEY (run_id, seq)
+) STRICT, WITHOUT ROWID;
+
+CREATE VIEW named_slices AS
+  SELECT s.run_id, s.class, t.name AS stream, l.label, l.category, s.start_ns, s.end_ns,
+         s.end_ns - s.start_ns AS duration_ns
+  FROM slices AS s
+  JOIN labels AS l ON l.id = s.label_id
+  JOIN streams AS t ON t.run_id = s.run_id AND t.stream = s.stream;
+
+CREATE VIEW goodput AS
+  SELECT run_id, band, duration_ns / 1e9 AS duration_s,
+         100.0 * duration_ns / nullif(sum(duration_ns) OVER (PARTITION BY run_id), 0) AS percent
+  FROM goodput_bands
+  ORDER BY run_id, seq;

@@ -1,0 +1,29 @@
+// Is this file a run store? Answered before anything is opened for writing, so that a file which is not
+// ours, is newer than we are, or is damaged gives one clear Problem and stays as it is.
+#pragma once
+
+#include <string>
+
+#include "store/database.h"
+
+namespace trainyard::store {
+
+/// $TRAINYARD_STORE, else ./trainyard.sqlite.
+std::string default_store_file();
+
+/// The path without links and dots, so that two names of one file share one writer lock.
+std::string canonical_store_file(const std::string& file);
+
+/// Nothing when `file` begins as a store of ours that this version can read; else the Problem. Reads
+/// only the first 100 bytes.
+Problems check_header(const std::string& file);
+
+/// Makes a new, empty store at `file` if there is none. It appears there whole or not at all. The caller
+/// holds the writer lock.
+Problems create_if_missing(const std::string& file);
+
+/// Nothing when SQLite finds the pages in order. Files above 64 MiB are not read through: what we
+/// append to never touches an old page, and reading checks each page that it visits.
+Problems check_pages(const std::string& file);
+
+}  // namespace trainyard::store

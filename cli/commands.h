@@ -1,0 +1,34 @@
+// One function for each subcommand's file: it adds the subcommand and says what running it does.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include <CLI/CLI.hpp>
+
+#include "models/base/status.h"
+
+namespace trainyard::cli {
+
+/// What every command shares. A command sets `run`; main calls it once parsing is over.
+struct Context {
+  bool json = false;
+  bool quiet = false;
+  std::string store_file;  // empty: the default
+  std::function<int()> run;
+};
+
+void add_plan(CLI::App& app, Context& context);
+void add_program(CLI::App& app, Context& context);
+void add_sim(CLI::App& app, Context& context);
+void add_run(CLI::App& app, Context& context);
+void add_doctor(CLI::App& app, Context& context);
+void add_completion(CLI::App& app, Context& context);
+
+/// Adds a subcommand whose help opens with examples.
+CLI::App* add_command(CLI::App& parent, const std::string& name, const std::string& what, const std::string& examples);
+
+/// Prints problems to stderr, one a line, and returns the exit code that they mean.
+int fail(const Problems& problems);
+
+}  // namespace trainyard::cli

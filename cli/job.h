@@ -1,0 +1,34 @@
+// A scenario made ready to simulate: lowered, with the profiles that it names.
+#pragma once
+
+#include <string>
+
+#include "models/cost/cost.h"
+#include "models/program/program.h"
+#include "models/spec/scenario.h"
+
+namespace trainyard::cli {
+
+struct Job {
+  Scenario scenario;
+  StepProgram program;
+  HardwareProfile hardware;
+  StackProfile stack;
+
+  [[nodiscard]] CostModel cost() const { return CostModel(hardware, stack, scenario.plan.precision); }
+  [[nodiscard]] std::int64_t nodes() const {
+    return (scenario.plan.ranks() + scenario.cluster.gpus_per_node - 1) / scenario.cluster.gpus_per_node;
+  }
+  /// Device memory of the stage that needs most.
+  [[nodiscard]] double memory_peak_bytes() const;
+  [[nodiscard]] std::size_t fullest_stage() const;
+};
+
+/// Loads the scenario, finds its profiles (beside it, in $TRAINYARD_PROFILES, or where they were built from), and
+/// lowers it.
+Result<Job> prepare(const std::string& scenario_file);
+
+/// Infeasible when a stage does not fit the device.
+Problems check_memory(const Job& job);
+
+}  // namespace trainyard::cli

@@ -1,0 +1,368 @@
+#include "cli/report.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include <fmt/format.h>
+#include <xxhash.h>
+
+#include "cli/terminal.h"
+#include "cli/version.h"
+#include "models/base/units.h"
+
+namespace trainyard::cli {
+
+namespace {
+
+using json = nlohmann::ordered_json;
+
+double mean(const std::vector<double>& values) {
+  return values.empty() ? 0 : std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+}
+
+// Standard error of the mean over seeds; 0 for one.
+double standard_error(const std::vector<double>& values) {
+  if (values.size() < 2) return 0;
+  double squares = 0;
+  for (const double v : values) squares += (v - mean(values)) * (v - mean(values));
+  return std::sqrt(squares / static_cast<double>(values.size() - 1) / static_cast<double>(values.size()));
+}
+
+template <class Of>
+std::vector<double> over(const std::vector<RunResult>& runs, Of of) {
+  std::vector<double> out;
+  for (const RunResult& run : runs) out.push_back(static_cast<double>(of(run)));
+  return out;
+}
+
+json step_json(const Job& job, const StepResult& step) {
+  const ParallelPlan& plan = job.scenario.plan;
+  const double tokens = static_cast<double>(plan.global_batch * plan.sequence_length);
+  const double device_seconds = step.time_s * static_cast<double>(plan.ranks());
+  const auto mfu = [&](bool causal_half) {
+    return model_flops_per_token(job.scenario.model, plan.sequence_length, causal_half) * tokens / device_seconds /
+           job.cost().peak_flops();
+  };
+  json out;
+  out["time_s"] = step.time_s;
+  out["mfu"] = mfu(false);
+  out["mfu_causal_half"] = mfu(true);
+  out["tokens"] = tokens;
+  out["tokens_per_s"] = tokens / step.time_s;
+  out["tokens_per_s_per_gpu"] = tokens / device_seconds;
+  for (std::size_t p = 0; p < kStepPartCount; ++p) out["parts"][to_string(static_cast<StepPart>(p))] = step.part_s[p];
+  out["communicator_error"] = step.communicator_error;
+  out["classes"] = step.classes.size();
+  out["link_classes"] = step.link_classes;
+  out["channel_classes"] = step.channel_classes;
+  out["activities"] = step.flows;
+  out["events"] = step.events;
+  out["ops"] = step.ops;
+  out["fold_wall_s"] = step.fold_wall_s;
+  out["simulate_wall_s"] = step.simulate_wall_s;
+  out["trace_hash"] = fmt::format("{:016x}", step.trace_hash);
+  return out;
+}
+
+void add_memory(json& step, const Job& job) {
+  const std::size_t stage = job.fullest_stage();
+  const MemoryUse use = memory_use(job.program.stages[stage]);
+  step["memory_peak_bytes"] = job.memory_peak_bytes();
+  step["memory_capacity_bytes"] = job.hardware.memory_bytes;
+  step["memory_arena_bytes"] = use.arena_bytes;
+  step["memory_stage"] = stage;
+  for (std::size_t r = 0; r < kRoleCount; ++r) {
+    if (use.by_role[r] > 0) step["memory_by_role"][to_string(static_cast<Role>(r))] = use.by_role[r];
+  }
+}
+
+// The recovery whose length is the median one: the typical night.
+const RunRecovery* typical_recovery(const RunResult& run) {
+  std::vector<const RunRecovery*> all;
+  for (const RunRecovery& recovery : run.recoveries) all.push_back(&recovery);
+  if (all.empty()) return nullptr;
+  const auto middle = all.begin() + static_cast<std::ptrdiff_t>(all.size() / 2);
+  std::stable_sort(all.begin(), all.end(), [](const RunRecovery* a, const RunRecovery* b) {
+    return a->ledger.total_s() < b->ledger.total_s();
+  });
+  return *middle;
+}
+
+json run_json(const std::vector<RunResult>& runs) {
+  const RunResult& first = runs.front();
+  json out;
+  out["policy"] = first.policy;
+  out["seeds"] = runs.size();
+  out["duration_s"] = static_cast<double>(first.duration_ns) * 1e-9;
+  const std::vector<double> effective = over(runs, [](const RunResult& r) { return r.effective_training_time; });
+  out["effective_training_time"] = mean(effective);
+  out["effective_training_time_standard_error"] = standard_error(effective);
+  out["failures"]["total"] = mean(over(runs, [](const RunResult& r) { return r.failures; }));
+  for (std::size_t c = 0; c < first.by_cause.size(); ++c) {
+    out["failures"]["by_cause"][first.by_cause[c].name] =
+        mean(over(runs, [&](const RunResult& r) { return r.by_cause[c].failures; }));
+  }
+  out["recovery"]["median_s"] = mean(over(runs, [](const RunResult& r) { return r.median_recovery_s(); }));
+  out["recovery"]["count"] = mean(over(runs, [](const RunResult& r) { return r.recoveries.size(); }));
+  if (const RunRecovery* typical = typical_recovery(first)) {
+    json& ledger = out["recovery"]["typical"];
+    ledger["cause"] = typical->causes.empty() ? "" : typical->causes.front();
+    ledger["total_s"] = typical->ledger.total_s();
+    ledger["lost_work_s"] = typical->lost_work_s;
+    const auto phases = typical->ledger.phase_s();
+    for (std::size_t p = 0; p < phases.size(); ++p) {
+      if (phases[p] > 0) ledger["phases"][recovery::to_string(static_cast<recovery::Phase>(p))] = phases[p];
+    }
+  }
+  for (std::size_t b = 0; b < kBandCount; ++b) {
+    out["bands"][to_string(static_cast<Band>(b))] =
+        mean(over(runs, [&](const RunResult& r) { return r.band_s(static_cast<Band>(b)); }));
+  }
+  out["checkpoint_interval_s"] = first.checkpoint_interval_s;
+  out["mean_time_between_failures_s"] =
+      std::isfinite(first.mean_time_between_failures_s) ? json(first.mean_time_between_failures_s) : json(nullptr);
+  out["steps_done"] = mean(over(runs, [](const RunResult& r) { return r.steps_done; }));
+  out["checkpoints"] = mean(over(runs, [](const RunResult& r) { return r.checkpoints; }));
+  out["spares"] = {
+      {"configured", first.spares.configured}, {"fewest", first.spares.fewest}, {"mean", first.spares.mean}};
+  std::uint64_t hash = 0;
+  for (const RunResult& run : runs) hash = XXH64(&run.trace_hash, sizeof run.trace_hash, hash);
+  out["trace_hash"] = fmt::format("{:016x}", hash);
+  return out;
+}
+
+}  // namespace
+
+json make_report(const Job& job, const Simulated& simulated) {
+  const Scenario& scenario = job.scenario;
+  json out;
+  out["scenario"] = scenario.name;
+  out["description"] = scenario.description;
+  out["version"] = version_number();
+  out["commit"] = commit_id();
+  out["seed"] = scenario.seed;
+  out["model"] = scenario.model.name;
+  out["cluster"] = scenario.cluster.name;
+  out["hardware"] = job.hardware.name;
+  out["stack"] = job.stack.name;
+  out["gpus"] = scenario.plan.ranks();
+  out["cluster_gpus"] = scenario.cluster.gpus();
+  const ParallelPlan& plan = scenario.plan;
+  out["plan"] = {{"tp", plan.tp},
+                 {"cp", plan.cp},
+                 {"ep", plan.ep},
+                 {"pp", plan.pp},
+                 {"dp", plan.dp},
+                 {"virtual_stages", plan.virtual_stages},
+                 {"zero_stage", plan.zero_stage},
+                 {"micro_batches", plan.micro_batches()}};
+  out["step"] = step_json(job, simulated.step);
+  add_memory(out["step"], job);
+  if (simulated.healthy) out["healthy_step"] = step_json(job, *simulated.healthy);
+  std::uint64_t hash = simulated.step.trace_hash;
+  for (const auto& runs : simulated.runs) {
+    out["policies"].push_back(run_json(runs));
+    for (const RunResult& run : runs) hash = XXH64(&run.trace_hash, sizeof run.trace_hash, hash);
+  }
+  if (!simulated.runs.empty()) {
+    out["run"] = out["policies"][0];
+    out["memo"] = {
+        {"hits", simulated.memo_hits}, {"misses", simulated.memo_misses}, {"miss_wall_s", simulated.memo_miss_wall_s}};
+  }
+  out["host"] = {{"wall_s", simulated.wall_s}, {"peak_rss_bytes", simulated.peak_rss_bytes}};
+  out["trace_hash"] = fmt::format("{:016x}", hash);
+  return out;
+}
+
+// --- text
+
+namespace {
+
+constexpr int kBarWidth = 40;
+
+std::string percent(double share) { return fmt::format("{:.1f}%", 100 * share); }
+std::string words(std::string name) {
+  std::replace(name.begin(), name.end(), '_', ' ');
+  return name;
+}
+
+std::string step_text(const json& report) {
+  const json& step = report["step"];
+  const double time_s = step["time_s"];
+  if (!step["communicator_error"].get<std::string>().empty()) {
+    return fmt::format("The step fails after {}: {}\n", format_duration(time_s),
+                       step["communicator_error"].get<std::string>());
+  }
+  std::string out = fmt::format("Step       {}   {:.4g} M tokens   MFU {} ({} with causal attention counted half)\n",
+                                format_duration(time_s), step["tokens"].get<double>() / 1e6, percent(step["mfu"]),
+                                percent(step["mfu_causal_half"]));
+  if (report.contains("healthy_step")) {
+    const double healthy_s = report["healthy_step"]["time_s"];
+    out += fmt::format("Healthy    {}   the degradations cost {} ({:+.1f}%)\n", format_duration(healthy_s),
+                       format_duration(time_s - healthy_s), 100 * (time_s / healthy_s - 1));
+  }
+  std::vector<std::vector<std::string>> rows;
+  for (const auto& [name, seconds] : step["parts"].items()) {
+    const double s = seconds;
+    if (s < 0.0005 * time_s) continue;
+    rows.push_back({words(name), format_duration(s), percent(s / time_s), ""});
+  }
+  std::string lines = table({}, rows);
+  // Bars go behind the aligned numbers.
+  std::size_t row = 0, from = 0;
+  for (const auto& [name, seconds] : step["parts"].items()) {
+    const double s = seconds;
+    if (s < 0.0005 * time_s) continue;
+    const std::size_t end = lines.find('\n', from);
+    out += lines.substr(from, end - from) + "  " + bar(s / time_s, kBarWidth) + "\n";
+    from = end + 1;
+    ++row;
+  }
+  return out;
+}
+
+std::string memory_text(const json& report) {
+  const json& step = report["step"];
+  const double peak = step["memory_peak_bytes"], capacity = step["memory_capacity_bytes"];
+  std::string out = fmt::format("Memory     {} of {} a GPU ({}), at stage {}\n", format_bytes(peak),
+                                format_bytes(capacity), percent(peak / capacity), step["memory_stage"].get<int>());
+  std::string parts;
+  for (const auto& [role, bytes] : step["memory_by_role"].items()) {
+    if (bytes.get<double>() < 0.005 * capacity) continue;
+    parts += fmt::format("{}{} {}", parts.empty() ? "" : ", ", words(role), format_bytes(bytes));
+  }
+  return out + "  " + parts + "\n";
+}
+
+// One column for each policy.
+std::string policies_text(const json& policies) {
+  const auto row = [&](const std::string& name, auto value) {
+    std::vector<std::string> cells{name};
+    for (const json& policy : policies) cells.push_back(value(policy));
+    return cells;
+  };
+  std::vector<std::string> header{""};
+  for (const json& policy : policies) header.push_back(policy["policy"]);
+  std::vector<std::vector<std::string>> rows;
+  rows.push_back(row("effective training time", [](const json& p) {
+    const double error = p["effective_training_time_standard_error"];
+    return percent(p["effective_training_time"]) + (error > 0 ? fmt::format(" +-{:.1f}", 100 * error) : "");
+  }));
+  rows.push_back(
+      row("failures", [](const json& p) { return fmt::format("{:.4g}", p["failures"]["total"].get<double>()); }));
+  rows.push_back(row("recovery, median", [](const json& p) { return format_duration(p["recovery"]["median_s"]); }));
+  rows.push_back(row("checkpoint every", [](const json& p) { return format_duration(p["checkpoint_interval_s"]); }));
+  rows.push_back(row("steps done", [](const json& p) { return format_count(p["steps_done"].get<double>()); }));
+  rows.push_back(row("spare nodes, fewest free", [](const json& p) {
+    return fmt::format("{} of {}", p["spares"]["fewest"].get<std::int64_t>(),
+                       p["spares"]["configured"].get<std::int64_t>());
+  }));
+  return table(header, rows);
+}
+
+std::string bands_text(const json& policies) {
+  std::string out = "\nWhere the time went\n";
+  std::vector<std::vector<std::string>> rows;
+  std::vector<std::string> header{""};
+  for (const json& policy : policies) header.push_back(policy["policy"]);
+  std::size_t band = 0;
+  for (const auto& [name, seconds] : policies[0]["bands"].items()) {
+    std::vector<std::string> cells{mark(band) + " " + words(name)};
+    bool shown = false;
+    for (const json& policy : policies) {
+      const double share = policy["bands"][name].get<double>() / policy["duration_s"].get<double>();
+      shown |= share >= 0.0005;
+      cells.push_back(percent(share));
+    }
+    if (shown) rows.push_back(cells);
+    ++band;
+  }
+  std::size_t widest = 0;
+  for (const json& policy : policies) widest = std::max(widest, policy["policy"].get<std::string>().size());
+  for (const json& policy : policies) {
+    std::vector<double> shares;
+    for (const auto& [name, seconds] : policy["bands"].items())
+      shares.push_back(seconds.get<double>() / policy["duration_s"].get<double>());
+    out += fmt::format("  {:<{}}  {}\n", policy["policy"].get<std::string>(), widest, stacked_bar(shares, 60));
+  }
+  return out + table(header, rows);
+}
+
+std::string ledger_text(const json& policies) {
+  std::vector<std::string> header{""}, names;
+  for (const json& policy : policies) {
+    if (!policy["recovery"].contains("typical")) return "";
+    header.push_back(policy["policy"]);
+    for (const auto& [phase, seconds] : policy["recovery"]["typical"]["phases"].items()) {
+      if (std::find(names.begin(), names.end(), phase) == names.end()) names.push_back(phase);
+    }
+  }
+  std::vector<std::vector<std::string>> rows;
+  const auto add = [&](const std::string& name, auto value) {
+    std::vector<std::string> cells{name};
+    for (const json& policy : policies) cells.push_back(value(policy["recovery"]["typical"]));
+    rows.push_back(cells);
+  };
+  for (const std::string& name : names) {
+    add(words(name),
+        [&](const json& t) { return t["phases"].contains(name) ? format_duration(t["phases"][name]) : "-"; });
+  }
+  add("in all", [](const json& t) { return format_duration(t["total_s"]); });
+  add("and lost work, done again", [](const json& t) { return format_duration(t["lost_work_s"]); });
+  return "\nA typical recovery\n" + table(header, rows);
+}
+
+std::string causes_text(const json& policy) {
+  const double total = policy["failures"]["total"];
+  if (total <= 0) return "";
+  std::vector<std::pair<double, std::string>> causes;
+  for (const auto& [name, count] : policy["failures"]["by_cause"].items())
+    causes.emplace_back(count.get<double>(), name);
+  std::stable_sort(causes.begin(), causes.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+  std::string out = fmt::format("\nFailures by cause ({})\n", policy["policy"].get<std::string>());
+  std::size_t widest = 0;
+  for (const auto& [count, name] : causes) widest = std::max(widest, name.size());
+  for (const auto& [count, name] : causes) {
+    if (count > 0)
+      out += fmt::format("  {:<{}}  {:>6.4g}  {}\n", name, widest, count,
+                         bar(count / causes.front().first, kBarWidth / 2));
+  }
+  return out;
+}
+
+}  // namespace
+
+std::string report_text(const json& report) {
+  const json& plan = report["plan"];
+  std::string out = fmt::format("{}   seed {}   trainyard {} ({})\n", report["scenario"].get<std::string>(),
+                                report["seed"].get<std::uint64_t>(), report["version"].get<std::string>(),
+                                report["commit"].get<std::string>());
+  out += fmt::format("{} on {} of {} GPUs of {}: tp {} cp {} ep {} pp {}x{} dp {}, ZeRO {}, {} micro-batches\n\n",
+                     report["model"].get<std::string>(), format_count(report["gpus"]),
+                     format_count(report["cluster_gpus"]), report["cluster"].get<std::string>(), plan["tp"].get<int>(),
+                     plan["cp"].get<int>(), plan["ep"].get<int>(), plan["pp"].get<int>(),
+                     plan["virtual_stages"].get<int>(), plan["dp"].get<int>(), plan["zero_stage"].get<int>(),
+                     plan["micro_batches"].get<int>());
+  out += step_text(report) + memory_text(report);
+  if (report.contains("policies")) {
+    const json& policies = report["policies"];
+    out += fmt::format("\n{} with failures", format_duration(policies[0]["duration_s"]));
+    if (!policies[0]["mean_time_between_failures_s"].is_null())
+      out += fmt::format(", one every {}", format_duration(policies[0]["mean_time_between_failures_s"]));
+    out += policies[0]["seeds"].get<int>() > 1 ? fmt::format(", mean of {} seeds\n", policies[0]["seeds"].get<int>())
+                                               : "\n";
+    out += policies_text(policies) + bands_text(policies) + ledger_text(policies) + causes_text(policies[0]);
+  }
+  const json& step = report["step"];
+  out += fmt::format("\nSimulated {} ranks as {} classes, {} activities and {} events", format_count(report["gpus"]),
+                     format_count(step["classes"]), format_count(step["activities"]), format_count(step["events"]));
+  if (report.contains("memo"))
+    out += fmt::format("; {} step states, {} seen again", report["memo"]["misses"].get<int>(),
+                       report["memo"]["hits"].get<int>());
+  out += fmt::format("\nin {}, {}   trace {}\n", format_duration(report["host"]["wall_s"]),
+                     format_bytes(report["host"]["peak_rss_bytes"]), report["trace_hash"].get<std::string>());
+  return out;
+}
+
+}  // namespace trainyard::cli

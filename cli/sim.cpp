@@ -1,0 +1,282 @@
+// trainyard sim run: one scenario, simulated and reported.
+
+#include <sys/resource.h>
+
+#include <chrono>
+#include <iostream>
+#include <map>
+
+#include <fmt/format.h>
+
+#include "cli/commands.h"
+#include "cli/exit_code.h"
+#include "cli/job.h"
+#include "cli/report.h"
+#include "cli/terminal.h"
+#include "cli/version.h"
+#include "models/base/units.h"
+#include "sim/run_simulator.h"
+#include "sim/step_simulator.h"
+#include "store/run_writer.h"
+#include "store/store_file.h"
+
+namespace trainyard::cli {
+
+namespace {
+
+struct Options {
+  std::string scenario;
+  std::optional<std::uint64_t> seed;
+  std::int64_t seeds = 1;
+  bool unfold = false, no_merge = false, timeline = false, no_store = false, allow_oom = false;
+  int jobs = 0;
+};
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+std::int64_t peak_rss_bytes() {
+  rusage own{}, children{};
+  getrusage(RUSAGE_SELF, &own);
+  getrusage(RUSAGE_CHILDREN, &children);
+  return std::max(own.ru_maxrss, children.ru_maxrss) * 1024;
+}
+
+// Step times by state of degradation, each simulated once.
+class StepMemo {
+ public:
+  StepMemo(const Job& job, const Options& options, Simulated& out) : job_(job), options_(options), out_(out) {}
+
+  Result<StepResult> simulate(const std::vector<InjectedFault>& degradations, bool timeline) {
+    StepOptions step;
+    step.degradations = degradations;
+    step.unfold = options_.unfold;
+    step.merge = !options_.no_merge;
+    step.timeline = timeline;
+    return simulate_step(job_.program, job_.scenario.cluster, job_.cost(), step);
+  }
+
+  // For the run simulator: never the healthy time in place of a state that was not simulated.
+  StepTime time_of(const std::vector<InjectedFault>& active) {
+    std::string key;
+    for (const InjectedFault& fault : active)
+      key += fmt::format("{}/{}/{}/{:a};", static_cast<int>(fault.kind), fault.node, fault.device, fault.factor);
+    const auto [entry, is_new] = memo_.try_emplace(key);
+    if (!is_new) {
+      ++out_.memo_hits;
+      return entry->second;
+    }
+    ++out_.memo_misses;
+    if (active.empty()) {
+      entry->second = of(out_.step);
+      return entry->second;
+    }
+    const auto start = std::chrono::steady_clock::now();
+    std::vector<InjectedFault> lasting = active;
+    for (InjectedFault& fault : lasting) {
+      fault.at_s = 0;
+      fault.duration_s.reset();
+    }
+    const Result<StepResult> result = simulate(lasting, false);
+    TY_CHECK(result.ok(), "a program that runs healthy runs degraded");
+    entry->second = of(result.value());
+    out_.memo_miss_wall_s += seconds_since(start);
+    return entry->second;
+  }
+
+ private:
+  StepTime of(const StepResult& step) const {
+    std::int64_t collectives = 0;
+    for (const Item& item : job_.program.stages[0].items) {
+      if (item.block < 0) continue;
+      for (const Op& op : job_.program.block(item).ops) collectives += is_communication(op.kind) ? 1 : 0;
+    }
+    return {step.time_s, std::max<std::int64_t>(collectives, 1)};
+  }
+
+  const Job& job_;
+  const Options& options_;
+  Simulated& out_;
+  std::map<std::string, StepTime> memo_;
+};
+
+// Checkpointed state: bf16 parameters would be 2 bytes; master weights and both moments make 12 more.
+double checkpoint_bytes(const Job& job) { return 14.0 * static_cast<double>(parameter_count(job.scenario.model)); }
+
+Result<Simulated> simulate(const Job& job, const Options& options, bool quiet) {
+  Simulated out;
+  StepMemo memo(job, options, out);
+  const bool only_step = job.scenario.duration_s <= 0;
+  const std::vector<InjectedFault>& injected = job.scenario.faults.injected;
+  Result<StepResult> step = memo.simulate(only_step ? injected : std::vector<InjectedFault>{}, options.timeline);
+  if (!step) return step.problems();
+  out.step = std::move(step).value();
+  if (only_step) {
+    if (injected.empty()) return out;
+    Result<StepResult> healthy = memo.simulate({}, false);
+    if (!healthy) return healthy.problems();
+    out.healthy = std::move(healthy).value();
+    return out;
+  }
+  std::vector<RunInput> inputs;
+  for (const PolicySpec& policy : job.scenario.policies) {
+    RunInput input;
+    input.cluster = job.scenario.cluster;
+    input.faults = job.scenario.faults;
+    input.policy = policy;
+    input.job_nodes = job.nodes();
+    input.duration_s = job.scenario.duration_s;
+    input.seed = job.scenario.seed;
+    input.step_times = [&memo](const std::vector<InjectedFault>& active) { return memo.time_of(active); };
+    if (job.scenario.cluster.storage.remote_write_bytes_per_s > 0) input.checkpoint_bytes = checkpoint_bytes(job);
+    for (RunInput& seeded : with_seeds(input, options.seeds)) inputs.push_back(std::move(seeded));
+  }
+  Progress progress("simulating runs", inputs.size(), quiet);
+  RunPool pool;
+  pool.processes = options.jobs;
+  pool.on_result = [&](std::size_t, const RunResult&) { progress.step(); };
+  Result<std::vector<RunResult>> results = run_many(inputs, pool);
+  if (!results) return results.problems();
+  const auto per_policy = static_cast<std::size_t>(options.seeds);
+  std::vector<RunResult> all = std::move(results).value();
+  for (std::size_t p = 0; p < job.scenario.policies.size(); ++p) {
+    const auto begin = all.begin() + static_cast<std::ptrdiff_t>(p * per_policy);
+    out.runs.emplace_back(std::make_move_iterator(begin),
+                          std::make_move_iterator(begin + static_cast<std::ptrdiff_t>(per_policy)));
+  }
+  return out;
+}
+
+// --- storing
+
+store::NewRun new_run(const Job& job, const Options& options, store::RunKind kind, const std::string& name) {
+  store::NewRun run;
+  run.name = name;
+  run.kind = kind;
+  run.version = version_number();
+  run.commit_id = commit_id();
+  run.seed = job.scenario.seed;
+  run.parameters_json =
+      nlohmann::json{{"scenario", options.scenario}, {"seeds", options.seeds}, {"unfold", options.unfold}}.dump();
+  for (std::size_t s = 0; s < kStreamCount; ++s) run.streams.emplace_back(to_string(static_cast<Stream>(s)));
+  return run;
+}
+
+void store_step(store::RunWriter& writer, const Job& job, const StepResult& step) {
+  for (std::size_t c = 0; c < step.classes.size(); ++c) {
+    const StepClass& its = step.classes[c];
+    store::RankClass row;
+    row.class_id = static_cast<std::int64_t>(c);
+    row.name = fmt::format("stage {} rank {}", its.stage, its.representative);
+    row.stage = its.stage;
+    row.representative_rank = its.representative;
+    row.ranks = its.count;
+    writer.add_rank_class(row);
+  }
+  for (const Slice& slice : step.slices) {
+    store::Slice row;
+    row.class_id = slice.rank_class;
+    row.stream = static_cast<std::int64_t>(slice.stream);
+    row.label = label_of(job.program, step, slice);
+    row.category = slice.stream == Stream::Compute ? "compute" : "communication";
+    row.start_ns = slice.start_ns;
+    row.end_ns = slice.end_ns;
+    writer.add_slice(row);
+  }
+}
+
+void store_run(store::RunWriter& writer, const RunResult& run) {
+  for (const RunEvent& event : run.events) {
+    writer.add_event({event.time_ns, to_string(event.kind),
+                      event.node >= 0 ? std::optional<std::int64_t>(event.node) : std::nullopt, event.text});
+  }
+  for (const RunRecovery& recovery : run.recoveries) {
+    store::Recovery row;
+    row.start_ns = recovery.ledger.begin_ns();
+    row.end_ns = recovery.ledger.end_ns();
+    row.cause = recovery.causes.empty() ? "" : recovery.causes.front();
+    if (!recovery.ledger.ejected_nodes.empty()) row.node = recovery.ledger.ejected_nodes.front();
+    row.lost_work_ns = to_ns(recovery.lost_work_s);
+    for (const auto& span : recovery.ledger.spans)
+      row.phases.push_back({recovery::to_string(span.phase), span.begin_ns, span.end_ns});
+    writer.add_recovery(row);
+  }
+  for (std::size_t b = 0; b < kBandCount; ++b) writer.add_band({to_string(static_cast<Band>(b)), run.band_ns[b]});
+}
+
+// Stored runs: the step as one; each policy's first seed as another.
+Problems store_all(const std::string& file, const Job& job, const Options& options, const Simulated& simulated,
+                   const std::string& report) {
+  const auto write = [&](store::RunKind kind, const std::string& name, const std::string& hash, auto fill) -> Problems {
+    Result<store::RunWriter> opened = store::RunWriter::open(file, new_run(job, options, kind, name));
+    if (!opened) return opened.problems();
+    store::RunWriter writer = std::move(opened).value();
+    fill(writer);
+    return writer.finish({store::RunStatus::Finished, report, hash});
+  };
+  Problems problems = write(store::RunKind::Step, job.scenario.name, fmt::format("{:016x}", simulated.step.trace_hash),
+                            [&](store::RunWriter& writer) { store_step(writer, job, simulated.step); });
+  for (const auto& runs : simulated.runs) {
+    if (!problems.empty()) return problems;
+    problems = write(store::RunKind::Run, job.scenario.name + "/" + runs.front().policy,
+                     fmt::format("{:016x}", runs.front().trace_hash),
+                     [&](store::RunWriter& writer) { store_run(writer, runs.front()); });
+  }
+  return problems;
+}
+
+int run_scenario(const Options& options, const Context& context) {
+  const auto start = std::chrono::steady_clock::now();
+  Result<Job> prepared = prepare(options.scenario);
+  if (!prepared) return fail(prepared.problems());
+  Job job = std::move(prepared).value();
+  if (options.seed) job.scenario.seed = *options.seed;
+  const Problems memory = check_memory(job);
+  if (!memory.empty() && !options.allow_oom) return fail(memory);
+  if (!context.quiet) {
+    std::cerr << fmt::format("seed {}, commit {}, {} on {} GPUs\n", job.scenario.seed, commit_id(),
+                             job.scenario.model.name, format_count(job.scenario.plan.ranks()));
+  }
+  Result<Simulated> result = simulate(job, options, context.quiet);
+  if (!result) return fail(result.problems());
+  Simulated simulated = std::move(result).value();
+  simulated.wall_s = seconds_since(start);
+  simulated.peak_rss_bytes = peak_rss_bytes();
+  const nlohmann::ordered_json report = make_report(job, simulated);
+  std::cout << (context.json ? report.dump(2) + "\n" : report_text(report)) << std::flush;
+  if (!options.no_store) {
+    const std::string file = context.store_file.empty() ? store::default_store_file() : context.store_file;
+    if (const Problems problems = store_all(file, job, options, simulated, report.dump()); !problems.empty())
+      return fail(problems);
+  }
+  return simulated.step.communicator_error.empty() ? kOk : kNotRecovered;
+}
+
+}  // namespace
+
+void add_sim(CLI::App& app, Context& context) {
+  CLI::App* sim = add_command(app, "sim", "Simulate", "  trainyard sim run scenarios/01-grok1-100k-week.json");
+  sim->require_subcommand(1);
+  CLI::App* run = add_command(
+      *sim, "run", "Simulate a scenario: one step on the whole cluster, then the run over time",
+      "  trainyard sim run scenarios/01-grok1-100k-week.json\n"
+      "  trainyard sim run scenarios/02-llama3-405b-54-days.json --seeds 20\n"
+      "  trainyard sim run scenarios/03-one-slow-gpu.json --timeline && trainyard run export latest -o trace.json\n"
+      "  trainyard sim run my.json --json --no-store | jq .step.time_s");
+  auto options = std::make_shared<Options>();
+  run->add_option("scenario", options->scenario, "Scenario file")->required();
+  run->add_option("--seed", options->seed, "Seed, instead of the scenario's");
+  run->add_option("--seeds", options->seeds, "Simulate this many seeds, from the seed on, and report their mean")
+      ->check(CLI::Range(1, 100000));
+  run->add_option("--jobs", options->jobs, "Simulations at a time (default: one per processor)")
+      ->check(CLI::Range(0, 4096));
+  run->add_flag("--unfold", options->unfold, "Simulate every rank on its own (slow beyond a thousand)");
+  run->add_flag("--no-merge", options->no_merge, "Simulate every op on its own");
+  run->add_flag("--timeline", options->timeline, "Keep the step's timeline, for run export");
+  run->add_flag("--allow-oom", options->allow_oom, "Simulate a plan that does not fit the device's memory");
+  run->add_flag("--no-store", options->no_store, "Do not write to the run store");
+  run->callback([options, &context] { context.run = [options, &context] { return run_scenario(*options, context); }; });
+}
+
+}  // namespace trainyard::cli

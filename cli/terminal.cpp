@@ -1,0 +1,113 @@
+#include "cli/terminal.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <iostream>
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+namespace trainyard::cli {
+
+bool unicode() {
+  for (const char* name : {"LC_ALL", "LC_CTYPE", "LANG"}) {
+    const char* value = std::getenv(name);
+    if (value == nullptr || *value == '\0') continue;
+    const std::string text = value;
+    return text.find("UTF-8") != std::string::npos || text.find("utf8") != std::string::npos;
+  }
+  return false;
+}
+
+namespace {
+
+// Cells on screen: bytes that do not continue a UTF-8 character.
+std::size_t cells(const std::string& text) {
+  return static_cast<std::size_t>(
+      std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xc0) != 0x80; }));
+}
+
+}  // namespace
+
+std::string table(const std::vector<std::string>& header, const std::vector<std::vector<std::string>>& rows,
+                  int indent) {
+  std::vector<std::size_t> width;
+  const auto measure = [&](const std::vector<std::string>& row) {
+    width.resize(std::max(width.size(), row.size()), 0);
+    for (std::size_t i = 0; i < row.size(); ++i) width[i] = std::max(width[i], cells(row[i]));
+  };
+  measure(header);
+  for (const auto& row : rows) measure(row);
+  std::string out;
+  const auto print = [&](const std::vector<std::string>& row) {
+    std::string line(static_cast<std::size_t>(indent), ' ');
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      const std::string padding(width[i] - cells(row[i]), ' ');
+      line += (i > 0 ? "  " : "") + (i == 0 ? row[i] + padding : padding + row[i]);
+    }
+    line.erase(line.find_last_not_of(' ') + 1);
+    out += line + "\n";
+  };
+  if (!header.empty()) print(header);
+  for (const auto& row : rows) print(row);
+  return out;
+}
+
+std::string bar(double share, int width) {
+  static constexpr const char* kEighths[] = {"", "▏", "▎", "▍", "▌", "▋", "▊", "▉"};
+  const int eighths = static_cast<int>(std::lround(std::clamp(share, 0.0, 1.0) * width * 8));
+  std::string out;
+  for (int i = 0; i < eighths / 8; ++i) out += unicode() ? "█" : "#";
+  if (unicode()) out += kEighths[eighths % 8];
+  return out;
+}
+
+std::string mark(std::size_t i) {
+  static constexpr const char* kUnicode[] = {"█", "▓", "▒", "░", "▞", "▚", "▤", "▥", "▦", "▧", "▨", "▩", "▣", "◫"};
+  static constexpr const char kAscii[] = "#x+-=o*%@&~:;,";
+  return unicode() ? kUnicode[i % std::size(kUnicode)] : std::string(1, kAscii[i % (std::size(kAscii) - 1)]);
+}
+
+std::string stacked_bar(const std::vector<double>& shares, int width) {
+  // Cells go where the running total rounds to, so that the bar has its width whatever the shares.
+  std::string out;
+  double total = 0;
+  long drawn = 0;
+  for (std::size_t i = 0; i < shares.size(); ++i) {
+    total += shares[i];
+    const long until = i + 1 == shares.size() ? width : std::lround(total * width);
+    for (; drawn < until; ++drawn) out += mark(i);
+  }
+  return out;
+}
+
+Progress::Progress(std::string what, std::size_t total, bool quiet)
+    : what_(std::move(what)),
+      total_(total),
+      quiet_(quiet),
+      terminal_(isatty(STDERR_FILENO) != 0),
+      started_(std::chrono::steady_clock::now()) {}
+
+Progress::~Progress() {
+  if (shown_ && terminal_) std::cerr << "\r\033[K" << std::flush;
+}
+
+void Progress::step() {
+  ++done_;
+  const bool early = std::chrono::steady_clock::now() - started_ < std::chrono::seconds(2);
+  if (!quiet_ && !early && total_ > 1) show();
+}
+
+void Progress::show() {
+  const double share = static_cast<double>(done_) / static_cast<double>(total_);
+  if (terminal_) {
+    std::cerr << fmt::format("\r\033[K{} [{:<30}] {}/{}", what_, bar(share, 30), done_, total_) << std::flush;
+  } else if (static_cast<int>(share * 10) > shown_tenths_) {
+    shown_tenths_ = static_cast<int>(share * 10);
+    std::cerr << fmt::format("{}: {}%\n", what_, shown_tenths_ * 10);
+  }
+  shown_ = true;
+}
+
+}  // namespace trainyard::cli

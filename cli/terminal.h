@@ -1,0 +1,43 @@
+// What a terminal shows: tables, bars, progress. stdout is for data; progress goes to stderr.
+#pragma once
+
+#include <chrono>
+#include <string>
+#include <vector>
+
+namespace trainyard::cli {
+
+/// Columns line up; the first is left-aligned, the others right. Rows may be shorter than the header.
+std::string table(const std::vector<std::string>& header, const std::vector<std::vector<std::string>>& rows,
+                  int indent = 2);
+
+/// `share` of `width` cells, with eighths where the terminal shows Unicode.
+std::string bar(double share, int width);
+
+/// Shares of a whole, one letter or shade for each, always `width` cells.
+std::string stacked_bar(const std::vector<double>& shares, int width);
+/// The mark that stacked_bar uses for its i-th share.
+std::string mark(std::size_t i);
+
+/// True when the locale says UTF-8.
+bool unicode();
+
+/// Tells how far a long job is: a line that rewrites itself on a terminal, one line for each tenth otherwise. Silent
+/// for the first two seconds.
+class Progress {
+ public:
+  Progress(std::string what, std::size_t total, bool quiet);
+  ~Progress();
+  void step();
+
+ private:
+  void show();
+
+  std::string what_;
+  std::size_t total_, done_ = 0;
+  int shown_tenths_ = 0;
+  bool quiet_, terminal_, shown_ = false;
+  std::chrono::steady_clock::time_point started_;
+};
+
+}  // namespace trainyard::cli

@@ -1,0 +1,12 @@
+# Writes the commit into a header, and touches it only when it changes. Works outside git too.
+execute_process(
+  COMMAND git describe --always --dirty --abbrev=12 --match=NONE
+  WORKING_DIRECTORY ${SOURCE_DIR}
+  OUTPUT_VARIABLE TRAINYARD_COMMIT
+  OUTPUT_STRIP_TRAILING_WHITESPACE
+  ERROR_QUIET
+  RESULT_VARIABLE failed)
+if(failed OR TRAINYARD_COMMIT STREQUAL "")
+  set(TRAINYARD_COMMIT "unknown")
+endif()
+configure_file(${SOURCE_DIR}/cli/version.h.in ${OUTPUT} @ONLY)

@@ -105,7 +105,9 @@ TEST_CASE("folding and merging change nothing", "[sim]") {
     const StepProgram program = lower(model, plan);
     StepOptions options;
     options.degradations = some_degradations(cluster, plan, random);
-    for (const auto& f : options.degradations) UNSCOPED_INFO("fault " << int(f.kind) << " at " << f.at_s << " for " << f.duration_s.value_or(-1) << " node " << f.node << " dev " << f.device << " x" << f.factor);
+    for (const auto& f : options.degradations)
+      UNSCOPED_INFO("fault " << int(f.kind) << " at " << f.at_s << " for " << f.duration_s.value_or(-1) << " node "
+                             << f.node << " dev " << f.device << " x" << f.factor);
     INFO("case " << i << " " << model.name << " tp" << plan.tp << " cp" << plan.cp << " ep" << plan.ep << " pp"
                  << plan.pp << " dp" << plan.dp << " vp" << plan.virtual_stages << " zero" << plan.zero_stage
                  << " degradations " << options.degradations.size());
@@ -122,7 +124,8 @@ TEST_CASE("folding and merging change nothing", "[sim]") {
 
     const double tolerance = 1e-9 * whole.time_s;
     CHECK(std::fabs(folded.time_s - whole.time_s) <= tolerance);
-    INFO("relative " << (stepwise.time_s - folded.time_s) / whole.time_s << " folded-whole " << (folded.time_s - whole.time_s) / whole.time_s << " step " << whole.time_s);
+    INFO("relative " << (stepwise.time_s - folded.time_s) / whole.time_s << " folded-whole "
+                     << (folded.time_s - whole.time_s) / whole.time_s << " step " << whole.time_s);
     CHECK(std::fabs(stepwise.time_s - folded.time_s) <= tolerance);
     const auto a = by_rank(program, cluster, options, folded), b = by_rank(program, cluster, unfolded, whole);
     for (std::size_t r = 0; r < a.size(); ++r) {

@@ -137,7 +137,7 @@ TEST_CASE("labels of any kind stay valid JSON") {
 
 TEST_CASE("any set of overlapping slices is laid out so that tracks nest, and none is lost") {
   for (std::uint64_t seed = 0; seed < 20; ++seed) {
-    Stream stream(seed, "slices");
+    RandomStream stream(seed, "slices");
     std::multiset<std::pair<std::int64_t, std::int64_t>> given, shown;
     const Exported exported = export_run(sample_new_run(), [&](RunWriter& writer) {
       writer.add_rank_class(sample_classes()[0]);

@@ -109,7 +109,7 @@ void check_interrupted(const std::string& file, std::int64_t previous_id, std::i
 
 TEST_CASE("a writer killed at any moment leaves an interrupted run with what was committed") {
   // Half of the writers are killed early, while the store is being made or the run entered.
-  Stream stream(20260101, "kill");
+  RandomStream stream(20260101, "kill");
   const TempDir dir;
   const std::string shared = dir.file("shared.sqlite");
   int stores = 0, with_rows = 0;

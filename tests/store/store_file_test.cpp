@@ -89,7 +89,7 @@ TEST_CASE("a truncated store is refused") {
   const TempDir dir;
   const std::string whole = read_file(big_store(dir));
   const std::string file = dir.file("cut.sqlite");
-  Stream stream(1, "truncate");
+  RandomStream stream(1, "truncate");
   for (int i = 0; i < 20; ++i) {
     write_file(file, whole.substr(0, 1 + stream.below(whole.size() - 5000)));
     refusal(file);
@@ -100,7 +100,7 @@ TEST_CASE("a damaged page never gets a writer to touch the file, nor anything wo
   const TempDir dir;
   const std::string whole = read_file(big_store(dir));
   const std::string file = dir.file("damaged.sqlite");
-  Stream stream(1, "damage");
+  RandomStream stream(1, "damage");
   int refused = 0;
   for (int i = 0; i < 60; ++i) {
     std::string bytes = whole;

@@ -1,0 +1,154 @@
+// The binary, as a user runs it: exit codes, messages, JSON, the store behind it.
+#include <catch2/catch.hpp>
+
+#include <sys/wait.h>
+#include <array>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <random>
+
+namespace fs = std::filesystem;
+
+namespace {
+
+struct Outcome {
+  int code = -1;
+  std::string out, err;
+};
+
+// A folder of its own for each test, with its own store.
+class Yard {
+ public:
+  Yard() : folder_(fs::temp_directory_path() / ("trainyard-cli-" + std::to_string(std::random_device{}()))) {
+    fs::create_directories(folder_);
+  }
+  ~Yard() { fs::remove_all(folder_); }
+
+  Outcome run(const std::string& arguments) const {
+    const std::string command = "cd '" + std::string(TRAINYARD_SOURCE_DIR) + "' && TRAINYARD_STORE='" + store() +
+                                "' '" + TRAINYARD_BINARY + "' " + arguments + " 2>'" + (folder_ / "stderr").string() +
+                                "'";
+    Outcome outcome;
+    FILE* pipe = popen(command.c_str(), "r");
+    std::array<char, 65536> buffer{};
+    while (const std::size_t count = fread(buffer.data(), 1, buffer.size(), pipe))
+      outcome.out.append(buffer.data(), count);
+    const int status = pclose(pipe);
+    outcome.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    std::ifstream error(folder_ / "stderr");
+    outcome.err.assign(std::istreambuf_iterator<char>(error), {});
+    return outcome;
+  }
+  std::string store() const { return (folder_ / "runs.sqlite").string(); }
+  std::string file(const std::string& name, const std::string& text) const {
+    std::ofstream(folder_ / name) << text;
+    return (folder_ / name).string();
+  }
+
+ private:
+  fs::path folder_;
+};
+
+bool contains(const std::string& text, const std::string& what) { return text.find(what) != std::string::npos; }
+
+}  // namespace
+
+TEST_CASE("the report has the keys that are promised", "[cli]") {
+  const Yard yard;
+  const Outcome outcome = yard.run("sim run scenarios/tiny/grok1-a-day.json --json");
+  REQUIRE(outcome.code == 0);
+  const auto report = nlohmann::json::parse(outcome.out);
+  for (const char* path : {"/step/time_s", "/step/mfu", "/step/memory_peak_bytes", "/run/effective_training_time",
+                           "/run/failures/total", "/run/failures/by_cause", "/run/recovery/median_s", "/host/wall_s",
+                           "/host/peak_rss_bytes", "/seed", "/trace_hash"}) {
+    INFO(path);
+    CHECK(report.contains(nlohmann::json::json_pointer(path)));
+  }
+  double bands = 0;
+  for (const auto& [name, seconds] : report["run"]["bands"].items()) bands += seconds.get<double>();
+  CHECK(bands == Approx(86400).epsilon(1e-12));
+  CHECK(report["run"]["effective_training_time"] > report["policies"][1]["effective_training_time"]);
+}
+
+TEST_CASE("one seed gives one trace, another seed another", "[cli]") {
+  const Yard yard;
+  const auto hash = [&](const std::string& more) {
+    return nlohmann::json::parse(
+               yard.run("sim run scenarios/tiny/grok1-a-day.json --json --no-store " + more).out)["trace_hash"]
+        .get<std::string>();
+  };
+  CHECK(hash("") == hash(""));
+  CHECK(hash("--seed 8") != hash(""));
+}
+
+TEST_CASE("folded and unfolded runs report the same step", "[cli]") {
+  const Yard yard;
+  for (const char* scenario : {"llama", "grok1-a-day", "mixtral-nic-slow"}) {
+    const std::string command = std::string("sim run scenarios/tiny/") + scenario + ".json --json --no-store -q";
+    const double folded = nlohmann::json::parse(yard.run(command).out)["step"]["time_s"];
+    const double unfolded = nlohmann::json::parse(yard.run(command + " --unfold").out)["step"]["time_s"];
+    CHECK(folded == Approx(unfolded).epsilon(1e-9));
+  }
+}
+
+TEST_CASE("stored runs are listed, shown and exported", "[cli]") {
+  const Yard yard;
+  REQUIRE(yard.run("sim run scenarios/tiny/llama.json --timeline -q").code == 0);
+  const auto list = nlohmann::json::parse(yard.run("run list --json").out);
+  REQUIRE(list.size() == 1);
+  CHECK(list[0]["status"] == "finished");
+  CHECK(contains(yard.run("run show latest").out, "tiny Llama"));
+  const auto trace = nlohmann::json::parse(yard.run("run export latest --format chrome").out);
+  CHECK(trace["traceEvents"].size() > 50);
+}
+
+TEST_CASE("exit codes say what went wrong, and messages where", "[cli]") {
+  const Yard yard;
+  CHECK(yard.run("--help").code == 0);
+  CHECK(yard.run("").code == 2);
+  CHECK(yard.run("sim run no-such-file.json").code == 2);
+  CHECK(contains(yard.run("sim rnu x").err, "did you mean \"run\""));
+  CHECK(contains(yard.run("simm").err, "did you mean \"sim\""));
+
+  const Outcome broken = yard.run("plan check " + yard.file("broken.json", "{\"schema\": 1, \"name\": "));
+  CHECK(broken.code == 2);
+  CHECK(contains(broken.err, "broken.json: is not JSON at line 1"));
+
+  const std::string scenarios = std::string(TRAINYARD_SOURCE_DIR) + "/scenarios/";
+  const std::string too_large =
+      yard.file("large.json", R"({"schema": 1, "name": "large", "model": ")" + scenarios + R"(models/llama3-405b.json",
+    "plan": {"tp": 8, "sequence_length": 8192, "global_batch_size": 1}, "cluster": ")" +
+                                  scenarios + R"(clusters/two-racks.json"})");
+  const Outcome out_of_memory = yard.run("sim run " + too_large);
+  CHECK(out_of_memory.code == 3);
+  CHECK(contains(out_of_memory.err, "does not fit the 74.5 GiB"));
+  CHECK(contains(out_of_memory.err, "fix:"));
+}
+
+TEST_CASE("every command's help leads with an example", "[cli]") {
+  const Yard yard;
+  for (const char* command : {"", "plan check", "plan show", "program show", "program check", "sim run", "run list",
+                              "run show", "run export", "doctor", "completion"}) {
+    INFO(command);
+    const Outcome help = yard.run(std::string(command) + " --help");
+    CHECK(help.code == 0);
+    CHECK(contains(help.out, "Examples:\n  "));
+    CHECK(help.out.find("Examples:") < help.out.find("Options:"));
+  }
+}
+
+TEST_CASE("programs are shown and proved", "[cli]") {
+  const Yard yard;
+  CHECK(yard.run("program check scenarios/01-grok1-100k-week.json").code == 0);
+  CHECK(contains(yard.run("program show scenarios/tiny/llama.json").out, "layer0.attn.qkv"));
+  CHECK(contains(yard.run("plan show scenarios/tiny/llama.json").out, "P(tp, None)"));
+}
+
+TEST_CASE("completion scripts parse", "[cli]") {
+  const Yard yard;
+  const std::string script = yard.file("completion.bash", yard.run("completion bash").out);
+  CHECK(std::system(("bash -n '" + script + "'").c_str()) == 0);
+  CHECK(contains(yard.run("completion fish").out, "complete -c trainyard"));
+}

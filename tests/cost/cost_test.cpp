@@ -1,0 +1,85 @@
+// The cost model: shipped profiles load, predictions meet measurements, and more work never takes less time.
+#include <catch2/catch.hpp>
+
+#include <cmath>
+
+#include "models/base/random.h"
+#include "models/cost/cost.h"
+
+using namespace trainyard;
+
+namespace {
+
+const std::string kProfiles = std::string(TRAINYARD_SOURCE_DIR) + "/scenarios/profiles/";
+
+CostModel model_of(const std::string& gpu) {
+  StackProfile isolated;  // kernels alone: no throttling, no gaps
+  return CostModel(load_hardware_profile(kProfiles + gpu + ".json").value(), isolated);
+}
+
+}  // namespace
+
+TEST_CASE("every shipped profile loads", "[cost]") {
+  for (const char* gpu : {"a100-sxm", "h100-sxm", "h200-sxm"})
+    CHECK(load_hardware_profile(kProfiles + gpu + ".json").ok());
+  for (const char* stack : {"default", "megatron-core"})
+    CHECK(load_stack_profile(kProfiles + "stack-" + stack + ".json").ok());
+}
+
+TEST_CASE("GEMM times are those measured", "[cost]") {
+  // Rows of NVIDIA aiconfigurator's database (Apache-2.0), H100 SXM, bf16: m, n, k, microseconds.
+  struct Row {
+    double m, n, k, us;
+  };
+  const CostModel h100 = model_of("h100-sxm");
+  for (const Row& row : {Row{8192, 8192, 8192, 1404.8}, Row{4096, 4096, 4096, 174.3}, Row{2048, 8192, 8192, 346.3},
+                         Row{8192, 1024, 8192, 172.6}, Row{4096, 65536, 4096, 2890.5}, Row{1024, 8192, 8192, 190.7}}) {
+    INFO(row.m << " x " << row.n << " x " << row.k);
+    CHECK(h100.gemm_seconds(row.m, row.n, row.k) == Approx(row.us * 1e-6).epsilon(0.10));
+  }
+}
+
+TEST_CASE("collectives inside a node take what was measured", "[cost]") {
+  const CostModel h100 = model_of("h100-sxm");
+  // Same database, eight H100, NCCL 2.29.2: large all-reduces reach 445 GB/s of bus bandwidth, all-gathers 335.
+  const double gib = 1 << 30;
+  CHECK(2.0 * 7 / 8 * gib / h100.nvlink_collective_seconds(Collective::AllReduce, 8, gib) ==
+        Approx(445e9).epsilon(0.08));
+  CHECK(7.0 / 8 * gib / h100.nvlink_collective_seconds(Collective::AllGather, 8, gib) == Approx(335e9).epsilon(0.08));
+}
+
+TEST_CASE("no kernel beats its roofline, and more work never takes less time", "[cost]") {
+  RandomStream random(2, "cost");
+  for (const char* gpu : {"a100-sxm", "h100-sxm", "h200-sxm"}) {
+    const CostModel cost = model_of(gpu);
+    const HardwareProfile& hardware = cost.hardware();
+    for (int i = 0; i < 2000; ++i) {
+      const auto size = [&] { return std::floor(std::exp2(5 + 11 * random.uniform())); };
+      const double m = size(), n = size(), k = size();
+      const double seconds = cost.gemm_seconds(m, n, k);
+      CHECK(2 * m * n * k / seconds <= hardware.peak_bf16_flops);
+      CHECK(2 * (m * k + n * k + m * n) / seconds <= hardware.memory_bytes_per_s);
+      CHECK(cost.gemm_seconds(m, n, 2 * k) >= seconds);
+      CHECK(cost.gemm_seconds(2 * m, n, k) >= seconds * (1 - 1e-12));
+      const double bytes = std::exp2(10 + 22 * random.uniform());
+      for (const Collective kind :
+           {Collective::AllReduce, Collective::AllGather, Collective::ReduceScatter, Collective::AllToAll}) {
+        CHECK(cost.nvlink_collective_seconds(kind, 8, 2 * bytes) >= cost.nvlink_collective_seconds(kind, 8, bytes));
+      }
+    }
+  }
+}
+
+TEST_CASE("a ring's wire bytes are the textbook's", "[cost]") {
+  const CostModel h100 = model_of("h100-sxm");
+  // 16 ranks, two on each of eight nodes: two rings share the payload.
+  const FabricCost reduce = h100.fabric_collective(Collective::AllReduce, 16, 8, 1e9, 50e9);
+  CHECK(reduce.bytes_per_nic == Approx(2.0 * 15 / 16 * 1e9 / 2));
+  const FabricCost gather = h100.fabric_collective(Collective::AllGather, 8, 8, 1e9, 50e9);
+  CHECK(gather.bytes_per_nic == Approx(7.0 / 8 * 1e9));
+  // Two ranks a node of eight: six of the other seven peers are on other nodes.
+  const FabricCost exchange = h100.fabric_collective(Collective::AllToAll, 8, 4, 8e6, 50e9);
+  CHECK(exchange.bytes_per_nic == Approx(6e6));
+  // Small all-reduces over many nodes go by trees: latency grows with the logarithm.
+  CHECK(h100.fabric_collective(Collective::AllReduce, 8192, 8192, 1024, 50e9).latency_s < 1e-3);
+}

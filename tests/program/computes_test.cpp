@@ -3,6 +3,7 @@
 #include <catch2/catch.hpp>
 
 #include <cmath>
+#include <stdexcept>
 
 #include "tests/program/reference.h"
 #include "tests/program/tiny_models.h"
@@ -15,8 +16,16 @@ struct Golden {
   Weights all;
 
   explicit Golden(ModelFamily family) {
-    const char* name = family == ModelFamily::Llama ? "llama" : family == ModelFamily::Mixtral ? "mixtral" : "grok1";
-    all = read_safetensors(std::string(TRAINYARD_SOURCE_DIR) + "/tests/golden/" + name + "_f64.safetensors");
+    all = read_safetensors(std::string(TRAINYARD_SOURCE_DIR) + "/tests/golden/" + file_of(family) + "_f64.safetensors");
+  }
+  static const char* file_of(ModelFamily family) {
+    switch (family) {
+      case ModelFamily::Llama: return "llama";
+      case ModelFamily::Mixtral: return "mixtral";
+      case ModelFamily::Grok1: return "grok1";
+      case ModelFamily::Gpt3: return "gpt3";
+    }
+    throw std::logic_error("a family without a golden");
   }
   // Tensors whose names start with the prefix, without it.
   Weights section(const std::string& prefix) const {
@@ -68,12 +77,12 @@ void train_and_compare(ModelFamily family, const ParallelPlan& plan, std::uint64
 }  // namespace
 
 TEST_CASE("one rank trains as PyTorch does", "[program]") {
-  const auto family = GENERATE(ModelFamily::Llama, ModelFamily::Mixtral, ModelFamily::Grok1);
+  const auto family = GENERATE(ModelFamily::Llama, ModelFamily::Mixtral, ModelFamily::Grok1, ModelFamily::Gpt3);
   train_and_compare(family, tiny_plan());
 }
 
 TEST_CASE("2x2 ranks train as PyTorch does", "[program]") {
-  const auto family = GENERATE(ModelFamily::Llama, ModelFamily::Mixtral, ModelFamily::Grok1);
+  const auto family = GENERATE(ModelFamily::Llama, ModelFamily::Mixtral, ModelFamily::Grok1, ModelFamily::Gpt3);
   ParallelPlan plan = tiny_plan();
   plan.tp = 2;
   SECTION("tp x pp") { plan.pp = 2; }
@@ -91,7 +100,7 @@ TEST_CASE("2x2 ranks train as PyTorch does", "[program]") {
 }
 
 TEST_CASE("any plan trains as PyTorch does", "[program]") {
-  const auto family = GENERATE(ModelFamily::Llama, ModelFamily::Mixtral, ModelFamily::Grok1);
+  const auto family = GENERATE(ModelFamily::Llama, ModelFamily::Mixtral, ModelFamily::Grok1, ModelFamily::Gpt3);
   const bool moe = tiny_model(family).moe.has_value();
   ParallelPlan plan = tiny_plan();
   SECTION("both sequences in one micro-batch") { plan.micro_batch = 2; }

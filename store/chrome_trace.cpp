@@ -106,6 +106,10 @@ class TraceWriter {
   }
 
   [[nodiscard]] const ChromeTraceCounts& counts() const { return counts_; }
+  ChromeTraceCounts stopped() {
+    counts_.stopped = true;
+    return counts_;
+  }
 
  private:
   void slice(std::int64_t pid, std::int64_t tid, const TraceSlice& s) {
@@ -177,7 +181,8 @@ Problems write_run_process(RunReader& reader, const Run& run, TraceWriter& trace
 
 }  // namespace
 
-Result<ChromeTraceCounts> export_chrome(RunReader& reader, const Run& run, std::ostream& out) {
+Result<ChromeTraceCounts> export_chrome(RunReader& reader, const Run& run, std::ostream& out,
+                                        const ExportProgress& progress) {
   auto streams = reader.streams(run.id);
   if (!streams) return streams.problems();
   auto classes = reader.rank_classes(run.id);
@@ -185,8 +190,12 @@ Result<ChromeTraceCounts> export_chrome(RunReader& reader, const Run& run, std::
   TraceWriter trace(out);
   trace.begin();
   if (Problems problems = write_run_process(reader, run, trace); !problems.empty()) return problems;
-  for (const RankClass& c : classes.value())
+  const double total = static_cast<double>(classes.value().size());
+  double done = 0;
+  for (const RankClass& c : classes.value()) {
+    if (progress && !progress(done++ / total)) return trace.stopped();
     if (Problems problems = write_class(reader, run, streams.value(), c, trace); !problems.empty()) return problems;
+  }
   trace.end(run);
   return trace.counts();
 }

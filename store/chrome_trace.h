@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <iosfwd>
 
 #include "models/base/status.h"
@@ -25,10 +26,15 @@ struct ChromeTraceCounts {
   std::int64_t tracks = 0;
   std::int64_t slices = 0;
   std::int64_t instants = 0;
+  bool stopped = false;  // on request: the text is not complete
 };
+
+/// Told the fraction that is written; returns false to stop.
+using ExportProgress = std::function<bool(double fraction)>;
 
 /// Writes the run as one JSON object. A Problem says what of the store could not be read; whether the
 /// stream took the text is for the caller to see.
-Result<ChromeTraceCounts> export_chrome(RunReader& reader, const Run& run, std::ostream& out);
+Result<ChromeTraceCounts> export_chrome(RunReader& reader, const Run& run, std::ostream& out,
+                                        const ExportProgress& progress = {});
 
 }  // namespace trainyard::store

@@ -179,13 +179,13 @@ Result<std::vector<Recovery>> RunReader::recoveries(std::int64_t run_id) {
       "SELECT recovery, start_ns, end_ns, cause, node, lost_work_ns FROM recoveries WHERE run_id = ? ORDER BY "
       "recovery");
   Statement phases = database_.prepare(
-      "SELECT phase, start_ns, end_ns FROM recovery_phases WHERE run_id = ? AND recovery = ? ORDER BY seq");
+      "SELECT phase, start_ns, end_ns, attempt FROM recovery_phases WHERE run_id = ? AND recovery = ? ORDER BY seq");
   rows.with(run_id);
   std::vector<Recovery> recoveries;
   while (rows.next()) {
     Recovery r{rows.integer(1), rows.optional_integer(2), rows.text(3), rows.optional_integer(4), rows.integer(5), {}};
     phases.with(run_id, rows.integer(0));
-    while (phases.next()) r.phases.push_back({phases.text(0), phases.integer(1), phases.integer(2)});
+    while (phases.next()) r.phases.push_back({phases.text(0), phases.integer(1), phases.integer(2), phases.integer(3)});
     recoveries.push_back(std::move(r));
   }
   if (database_.failed()) return database_.problems();

@@ -83,6 +83,7 @@ struct RunEvent {
 struct RecoveryPhase {
   std::string phase;  // "detect", "decide", ...: the phase ledger's names
   std::int64_t start_ns = 0, end_ns = 0;
+  std::int64_t attempt = 1;  // a failure during a recovery begins the next attempt
 };
 
 struct Recovery {
@@ -96,7 +97,7 @@ struct Recovery {
 
 /// A share of the run's wall time; a run's bands sum to it.
 struct GoodputBand {
-  std::string band;  // "productive", "checkpoint stall", "lost work", ...
+  std::string band;  // "productive", "checkpoint_stall", "lost_work", ...
   std::int64_t duration_ns = 0;
 };
 

@@ -93,7 +93,7 @@ void RunWriter::State::prepare() {
   insert_slice = database.prepare("INSERT INTO slices VALUES (?, ?, ?, ?, ?, ?, ?)");
   insert_event = database.prepare("INSERT INTO run_events VALUES (?, ?, ?, ?, ?, ?)");
   insert_recovery = database.prepare("INSERT INTO recoveries VALUES (?, ?, ?, ?, ?, ?, ?)");
-  insert_phase = database.prepare("INSERT INTO recovery_phases VALUES (?, ?, ?, ?, ?, ?)");
+  insert_phase = database.prepare("INSERT INTO recovery_phases VALUES (?, ?, ?, ?, ?, ?, ?)");
   insert_band = database.prepare("INSERT INTO goodput_bands VALUES (?, ?, ?, ?)");
 }
 
@@ -206,7 +206,7 @@ void RunWriter::add_recovery(const Recovery& r) {
     s.insert_recovery.with(run_id_, s.recoveries, r.start_ns, r.end_ns, r.cause, r.node, r.lost_work_ns).run();
     std::int64_t seq = 0;
     for (const RecoveryPhase& phase : r.phases)
-      s.insert_phase.with(run_id_, s.recoveries, seq++, phase.phase, phase.start_ns, phase.end_ns).run();
+      s.insert_phase.with(run_id_, s.recoveries, seq++, phase.phase, phase.attempt, phase.start_ns, phase.end_ns).run();
     ++s.recoveries;
   });
 }

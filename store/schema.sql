@@ -95,6 +95,7 @@ CREATE TABLE recovery_phases (
   recovery INTEGER NOT NULL,
   seq INTEGER NOT NULL,
   phase TEXT NOT NULL,
+  attempt INTEGER NOT NULL CHECK (attempt > 0),
   start_ns INTEGER NOT NULL,
   end_ns INTEGER NOT NULL CHECK (end_ns >= start_ns),
   PRIMARY KEY (run_id, recovery, seq),

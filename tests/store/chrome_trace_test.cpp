@@ -96,8 +96,8 @@ TEST_CASE("a run exports as a Chrome trace that parses, nests and is named") {
   check_names(trace);
   CHECK(trace["otherData"]["seed"] == "7");
   CHECK(trace["otherData"]["trace_hash"] == "00c0ffee00c0ffee");
-  // Two classes of five slices; two recoveries with three phases and one; four events.
-  CHECK(exported.counts.slices == 10 + 2 + 4);
+  // Two classes of five slices; two recoveries with four phases and one; four events.
+  CHECK(exported.counts.slices == 10 + 2 + 5);
   CHECK(exported.counts.instants == 4);
   CHECK(exported.counts.processes == 3);
 

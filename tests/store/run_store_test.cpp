@@ -86,13 +86,15 @@ TEST_CASE("what is written is read back") {
   const auto recoveries = reader.recoveries(run.id).value();
   REQUIRE(recoveries.size() == 2);
   CHECK(recoveries[0].lost_work_ns == 41'000'000'000);
-  REQUIRE(recoveries[0].phases.size() == 3);
-  CHECK(recoveries[0].phases[2].phase == "restart");
+  REQUIRE(recoveries[0].phases.size() == 4);
+  CHECK(recoveries[0].phases[2].phase == "communicators");
+  CHECK(recoveries[0].phases[1].attempt == 1);
+  CHECK(recoveries[0].phases[2].attempt == 2);
   CHECK_FALSE(recoveries[1].end_ns.has_value());
 
   const auto bands = reader.bands(run.id).value();
   REQUIRE(bands.size() == 4);
-  CHECK(bands[3].band == "restart");
+  CHECK(bands[3].band == "communicators");
   CHECK(bands[3].duration_ns == 90'000'000'000);
 }
 

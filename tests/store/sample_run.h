@@ -52,13 +52,16 @@ inline std::vector<Recovery> sample_recoveries() {
            "gpu",
            17,
            41 * s,
-           {{"detect", t, t + 12 * s}, {"decide", t + 12 * s, t + 15 * s}, {"restart", t + 15 * s, t + 90 * s}}},
+           {{"detect", t, t + 12 * s},
+            {"decide", t + 12 * s, t + 15 * s},
+            {"communicators", t + 15 * s, t + 60 * s, 2},
+            {"load_state", t + 60 * s, t + 90 * s, 2}}},
           {t + 4000 * s, std::nullopt, "network", std::nullopt, 0, {{"detect", t + 4000 * s, t + 4012 * s}}}};
 }
 
 inline std::vector<GoodputBand> sample_bands() {
   const std::int64_t s = 1'000'000'000;
-  return {{"productive", 7000 * s}, {"checkpoint", 69 * s}, {"lost work", 41 * s}, {"restart", 90 * s}};
+  return {{"productive", 7000 * s}, {"checkpoint_stall", 69 * s}, {"lost_work", 41 * s}, {"communicators", 90 * s}};
 }
 
 inline std::string sample_report() {

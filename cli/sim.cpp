@@ -199,7 +199,7 @@ void store_run(store::RunWriter& writer, const RunResult& run) {
     if (!recovery.ledger.ejected_nodes.empty()) row.node = recovery.ledger.ejected_nodes.front();
     row.lost_work_ns = to_ns(recovery.lost_work_s);
     for (const auto& span : recovery.ledger.spans)
-      row.phases.push_back({recovery::to_string(span.phase), span.begin_ns, span.end_ns});
+      row.phases.push_back({recovery::to_string(span.phase), span.begin_ns, span.end_ns, span.attempt});
     writer.add_recovery(row);
   }
   for (std::size_t b = 0; b < kBandCount; ++b) writer.add_band({to_string(static_cast<Band>(b)), run.band_ns[b]});

@@ -26,6 +26,11 @@ std::vector<std::int64_t> layers_per_chunk(const ModelSpec& model, const Paralle
 
 namespace {
 
+// Larger than any cluster; below it no product of degrees overflows.
+constexpr double kMaxRanks = 1e9;
+// Each is an item of the step program, forward and backward.
+constexpr double kMaxPasses = 1e6;
+
 // The rules, by what they concern. Each message says what to change.
 class PlanRules {
  public:
@@ -33,6 +38,8 @@ class PlanRules {
       : plan_(plan), model_(model), rule_(path) {}
 
   Problems check(const ClusterSpec* cluster) {
+    sizes();
+    if (!rule_.ok()) return rule_.take();  // the rules below divide and multiply
     tensor_axis();
     context_axis();
     expert_axis();
@@ -44,6 +51,31 @@ class PlanRules {
 
  private:
   static std::string text(std::int64_t x) { return std::to_string(x); }
+
+  void sizes() {
+    rule_.expect_positive({{"tp", plan_.tp},
+                           {"cp", plan_.cp},
+                           {"ep", plan_.ep},
+                           {"pp", plan_.pp},
+                           {"dp", plan_.dp},
+                           {"virtual_stages", plan_.virtual_stages},
+                           {"sequence_length", plan_.sequence_length},
+                           {"micro_batch_size", plan_.micro_batch},
+                           {"global_batch_size", plan_.global_batch}});
+    if (!rule_.ok()) return;
+    // In floating point: a product of degrees that wraps around in 64 bits would look like a small job.
+    const double ranks = static_cast<double>(plan_.tp) * static_cast<double>(plan_.cp) * static_cast<double>(plan_.pp) *
+                         static_cast<double>(plan_.dp);
+    rule_.expect(ranks <= kMaxRanks, "", fmt::format("tp*cp*pp*dp = {:.3g}", ranks),
+                 fmt::format("must have at most {:g} ranks", kMaxRanks), "lower the degrees");
+    const double passes = static_cast<double>(plan_.global_batch) / static_cast<double>(plan_.dp) /
+                          static_cast<double>(plan_.micro_batch) * static_cast<double>(plan_.pp) *
+                          static_cast<double>(plan_.virtual_stages);
+    rule_.expect(
+        passes <= kMaxPasses, "global_batch_size", text(plan_.global_batch),
+        fmt::format("makes {:.3g} micro-batch passes over chunks a step; the limit is {:g}", passes, kMaxPasses),
+        "raise dp or micro_batch_size, or lower the global batch");
+  }
 
   void tensor_axis() {
     const auto divides = [&](std::int64_t size, const char* what) {
@@ -78,6 +110,8 @@ class PlanRules {
       rule_.expect(plan_.ep == 1, "ep", text(plan_.ep), "means something only for a model with experts", "set it to 1");
       rule_.expect(!plan_.moe.buffer_factor, "moe.buffer_factor", "", "means something only for a model with experts",
                    "remove it");
+      rule_.expect(plan_.moe.overflow == MoeOverflow::Fail, "moe.overflow", "drop",
+                   "means something only for a model with experts", "remove it");
       return;
     }
     rule_.expect(model_.moe->num_local_experts % plan_.ep == 0, "ep", text(plan_.ep),
@@ -132,6 +166,9 @@ class PlanRules {
         plan_.global_batch % per_step == 0 && plan_.global_batch > 0, "global_batch_size", text(plan_.global_batch),
         fmt::format("must be a multiple of dp*micro_batch_size = {}", per_step),
         fmt::format("use {}", std::max<std::int64_t>(1, (plan_.global_batch + per_step - 1) / per_step) * per_step));
+    rule_.expect(plan_.zero_stage == 2 || plan_.grad_sync != GradSync::EveryMicroBatch, "grad_sync",
+                 "every_micro_batch", "means something only with ZeRO 2, which keeps no whole gradients",
+                 "remove it, or set zero_stage to 2");
   }
 
   void placement(const ClusterSpec& cluster) {

@@ -56,6 +56,35 @@ bool nests_too_deep(std::string_view text) {
   return false;
 }
 
+// What other programs call the keys of ours, for people who come from there.
+constexpr std::pair<const char*, const char*> kNamesElsewhere[] = {
+    // Megatron-Core
+    {"tensor_model_parallel_size", "tp"},
+    {"context_parallel_size", "cp"},
+    {"expert_model_parallel_size", "ep"},
+    {"pipeline_model_parallel_size", "pp"},
+    {"virtual_pipeline_model_parallel_size", "virtual_stages"},
+    {"data_parallel_size", "dp"},
+    {"seq_length", "sequence_length"},
+    {"recompute_granularity", "recompute"},
+    {"num_layers", "num_hidden_layers"},
+    {"ffn_hidden_size", "intermediate_size"},
+    // Hugging Face, where one struct here stands for several models there
+    {"rms_norm_eps", "norm_eps"},
+    {"layer_norm_epsilon", "norm_eps"},
+    {"model_type", "family"},
+    {"attn_logit_softcapping", "attention_softcap"},
+    {"final_logit_softcapping", "output_softcap"},
+    {"norm_topk_prob", "renormalize"},
+};
+
+std::optional<std::string> name_here(const std::string& key, const std::vector<std::string>& known) {
+  for (const auto& [elsewhere, here] : kNamesElsewhere) {
+    if (key == elsewhere && std::find(known.begin(), known.end(), here) != known.end()) return here;
+  }
+  return std::nullopt;
+}
+
 std::size_t edit_distance(const std::string& a, const std::string& b) {
   std::vector<std::size_t> row(b.size() + 1);
   for (std::size_t j = 0; j <= b.size(); ++j) row[j] = j;
@@ -83,27 +112,36 @@ Result<json> parse_json(std::string_view text, const std::string& file) {
   }
   // Duplicate keys: JSON allows them and keeps the last, which hides mistakes.
   std::vector<std::set<std::string>> open;
-  std::string duplicate;
+  std::optional<std::string> duplicate;
+  std::size_t values = 0;
   const json::parser_callback_t watch = [&](int, json::parse_event_t event, json& value) {
     if (event == json::parse_event_t::object_start) open.emplace_back();
     if (event == json::parse_event_t::object_end) open.pop_back();
-    if (event == json::parse_event_t::key && duplicate.empty() &&
-        !open.back().insert(value.get<std::string>()).second) {
-      duplicate = value.get<std::string>();
+    if (event == json::parse_event_t::key && !duplicate && !open.back().insert(value.get<std::string>()).second) {
+      duplicate = shown(value);
     }
-    return true;
+    const bool whole = event == json::parse_event_t::value || event == json::parse_event_t::object_end ||
+                       event == json::parse_event_t::array_end;
+    // Values beyond the limit are thrown away at once: the file will be refused.
+    return !whole || ++values <= kMaxSpecValues;
   };
   try {
     json parsed = json::parse(text.begin(), text.end(), watch, true, true);
-    if (!duplicate.empty())
-      return about_file(file, "names a key twice in one object", "remove one of them", "\"" + duplicate + "\"");
+    if (values > kMaxSpecValues)
+      return about_file(file, fmt::format("holds more than {} values", kMaxSpecValues),
+                        "name a spec file: they are short");
+    if (duplicate) return about_file(file, "names a key twice in one object", "remove one of them", *duplicate);
     return parsed;
   } catch (const json::parse_error& error) {
     std::string what = error.what();
     if (const std::size_t at = what.find(": "); at != std::string::npos) what = what.substr(at + 2);
     if (what.size() > 160) what = what.substr(0, 160) + "...";
+    for (char& c : what) {
+      if (c < ' ' || c > '~') c = '?';  // the parser quotes what it read, and that may be anything
+    }
+    const bool bad_encoding = what.find("UTF-8") != std::string::npos || text.find('\0') != std::string_view::npos;
     return about_file(file, fmt::format("is not JSON at {}: {}", place_of(text, error.byte), what),
-                      "mend the syntax there");
+                      bad_encoding ? "save the file as UTF-8" : "mend the syntax there");
   } catch (const json::exception& error) {
     return about_file(file, fmt::format("holds a value that JSON readers refuse: {}", error.what()),
                       "use numbers within float64");
@@ -125,17 +163,17 @@ Result<json> read_json_file(const std::string& file) {
     return about_file(file, fmt::format("is larger than {} MiB", kMaxSpecBytes >> 20),
                       "name a spec file: they are a few KiB", fmt::format("{} bytes", bytes));
   }
+  // Opened once: a pipe, which has no size beforehand, can be read only once. The limit holds while reading too.
   std::ifstream stream(file, std::ios::binary);
+  if (!stream.is_open()) return about_file(file, "cannot be read", "check its permissions");
   std::string text;
-  if (stream) {
-    // A pipe has no size beforehand, so the limit holds while reading too.
-    text.resize(static_cast<std::size_t>(kMaxSpecBytes) + 1);
-    stream.read(text.data(), static_cast<std::streamsize>(text.size()));
-    text.resize(static_cast<std::size_t>(stream.gcount()));
+  std::vector<char> piece(std::size_t{64} << 10);
+  while (stream && text.size() <= static_cast<std::size_t>(kMaxSpecBytes)) {
+    stream.read(piece.data(), static_cast<std::streamsize>(piece.size()));
+    text.append(piece.data(), static_cast<std::size_t>(stream.gcount()));
   }
-  if (stream.bad() || (!stream && text.empty() && bytes > 0) || !std::ifstream(file)) {
-    return about_file(file, "cannot be read", "check its permissions");
-  }
+  if (stream.bad())
+    return about_file(file, "cannot be read to its end", "check the disk or the program that writes it");
   if (text.size() > static_cast<std::size_t>(kMaxSpecBytes)) {
     return about_file(file, fmt::format("is larger than {} MiB", kMaxSpecBytes >> 20),
                       "name a spec file: they are a few KiB");
@@ -147,6 +185,9 @@ std::optional<std::string> did_you_mean(const std::string& word, const std::vect
   std::optional<std::string> best;
   std::size_t best_distance = std::max<std::size_t>(2, word.size() / 3) + 1;
   for (const std::string& candidate : candidates) {
+    const std::size_t longer = std::max(word.size(), candidate.size()),
+                      shorter = std::min(word.size(), candidate.size());
+    if (longer - shorter >= best_distance) continue;  // the lengths alone are too far apart; words may be megabytes
     const std::size_t distance = edit_distance(word, candidate);
     if (distance < best_distance) {
       best_distance = distance;
@@ -162,12 +203,36 @@ std::string shown(const json& value) {
   return text;
 }
 
+void add_problem(Problems& to, Problem problem) {
+  if (to.size() < kMaxProblems) {
+    to.push_back(std::move(problem));
+  } else if (to.size() == kMaxProblems) {
+    to.push_back(about_file(problem.file, fmt::format("has more problems than the {} listed", kMaxProblems),
+                            "mend those first"));
+  }
+}
+
+std::string path_step(const std::string& key) {
+  const auto plain = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '-';
+  };
+  if (!key.empty() && key.size() <= 60 && std::all_of(key.begin(), key.end(), plain)) return "." + key;
+  return "[" + shown(key) + "]";
+}
+
+bool is_profile_name(const std::string& name) {
+  return !name.empty() && name[0] != '.' &&
+         name.find_first_not_of(
+             "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+             "0123456789._-") == std::string::npos;
+}
+
 ObjectReader::ObjectReader(const json& value, std::string file, std::string path, Problems& problems)
     : file_(std::move(file)), path_(std::move(path)), problems_(problems) {
   if (value.is_object()) {
     object_ = &value;
   } else {
-    problems_.push_back({file_, path_, shown(value), "must be an object", "write { ... } here"});
+    add_problem(problems_, {file_, path_, shown(value), "must be an object", "write { ... } here"});
   }
 }
 
@@ -177,8 +242,9 @@ const json* ObjectReader::take(const char* key) {
 }
 
 void ObjectReader::problem(const std::string& key, std::string rule, std::string fix) {
+  if (problems_.size() > kMaxProblems) return;  // showing a value costs as much as the value is long
   const std::string value = has(key.c_str()) ? shown((*object_)[key]) : "";
-  problems_.push_back({file_, path_of(key), value, std::move(rule), std::move(fix)});
+  add_problem(problems_, {file_, path_of(key), value, std::move(rule), std::move(fix)});
 }
 
 ObjectReader& ObjectReader::require(std::initializer_list<const char*> keys) {
@@ -310,7 +376,7 @@ ObjectReader& ObjectReader::objects(const char* key, const std::function<void(Ob
     problem(key, "must be a list", "write [ { ... }, ... ]");
     return *this;
   }
-  for (std::size_t i = 0; i < value->size(); ++i) {
+  for (std::size_t i = 0; i < value->size() && problems_.size() <= kMaxProblems; ++i) {
     ObjectReader inner((*value)[i], file_, fmt::format("{}[{}]", path_of(key), i), problems_);
     if (inner.object_ == nullptr) continue;
     read(inner);
@@ -322,8 +388,10 @@ ObjectReader& ObjectReader::objects(const char* key, const std::function<void(Ob
 void ObjectReader::finish() {
   if (object_ == nullptr) return;
   for (const auto& [key, value] : object_->items()) {
+    if (problems_.size() > kMaxProblems) return;
     if (std::find(known_.begin(), known_.end(), key) != known_.end()) continue;
-    const std::optional<std::string> guess = did_you_mean(key, known_);
+    std::optional<std::string> guess = name_here(key, known_);
+    if (!guess) guess = did_you_mean(key, known_);
     problem(
         key, "is not a key that is known here",
         guess ? fmt::format("did you mean \"{}\"?", *guess) : fmt::format("known keys: {}", fmt::join(known_, ", ")));
@@ -333,7 +401,12 @@ void ObjectReader::finish() {
 void RuleChecker::expect(bool holds, const std::string& key, const std::string& value, std::string rule,
                          std::string fix, ProblemKind kind) {
   if (holds) return;
-  problems_.push_back({"", key.empty() ? path_ : path_ + "." + key, value, std::move(rule), std::move(fix), kind});
+  add_problem(problems_, {"", key.empty() ? path_ : path_ + "." + key, value, std::move(rule), std::move(fix), kind});
+}
+
+void RuleChecker::expect_positive(std::initializer_list<std::pair<const char*, std::int64_t>> counts) {
+  for (const auto& [key, count] : counts)
+    expect(count >= 1, key, std::to_string(count), "must be at least 1", "give a positive count");
 }
 
 }  // namespace trainyard

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <limits>
 #include <optional>
 #include <set>
@@ -23,6 +24,9 @@ namespace trainyard {
 /// Files larger than this are refused unread: no spec comes near it.
 inline constexpr std::int64_t kMaxSpecBytes = std::int64_t{16} << 20;
 inline constexpr int kMaxSpecDepth = 64;
+/// Values in one file, and problems listed of it: broken machine-made input must not fill the memory or the screen.
+inline constexpr std::size_t kMaxSpecValues = 1'000'000;
+inline constexpr std::size_t kMaxProblems = 100;
 
 /// Text to JSON: comments allowed; duplicate keys, deep nesting and bad syntax refused with line and column.
 Result<nlohmann::json> parse_json(std::string_view text, const std::string& file);
@@ -34,6 +38,12 @@ std::optional<std::string> did_you_mean(const std::string& word, const std::vect
 
 /// A value as shown in a message: compact and cut short.
 std::string shown(const nlohmann::json& value);
+
+/// Adds a problem, or, once there are kMaxProblems, says a single time that there are more.
+void add_problem(Problems& to, Problem problem);
+
+/// One step of a JSON path as messages write it: `.key`, or `["odd key"]` with control characters escaped.
+std::string path_step(const std::string& key);
 
 struct IntegerRange {
   std::int64_t min = 0;
@@ -50,7 +60,7 @@ class ObjectReader {
   ObjectReader(const nlohmann::json& value, std::string file, std::string path, Problems& problems);
 
   [[nodiscard]] bool has(const char* key) const { return object_ != nullptr && object_->contains(key); }
-  [[nodiscard]] std::string path_of(const std::string& key) const { return path_ + "." + key; }
+  [[nodiscard]] std::string path_of(const std::string& key) const { return path_ + path_step(key); }
 
   // Each leaves `out` alone when the key is absent. require() makes an absent key a problem.
   ObjectReader& require(std::initializer_list<const char*> keys);
@@ -100,10 +110,16 @@ class ObjectReader {
   std::vector<std::string> known_;
 };
 
+/// Whether `name` can name a profile: letters, digits, dots, dashes and underscores, and no path.
+bool is_profile_name(const std::string& name);
+
 /// Checks a rule on a value that is already in a struct.
 class RuleChecker {
  public:
   explicit RuleChecker(std::string path) : path_(std::move(path)) {}
+  /// Adds a problem for each of these counts that is below 1. Structs made in code never passed a reader.
+  void expect_positive(std::initializer_list<std::pair<const char*, std::int64_t>> counts);
+  [[nodiscard]] bool ok() const { return problems_.empty(); }
   /// Adds a problem unless `holds`.
   void expect(bool holds, const std::string& key, const std::string& value, std::string rule, std::string fix,
               ProblemKind kind = ProblemKind::Input);

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include <fmt/format.h>
+
 #include "models/spec/json_reader.h"
 
 namespace trainyard {
@@ -41,6 +43,23 @@ std::int64_t parameters(const ModelSpec& model, std::int64_t experts) {
          model.num_hidden_layers * layer_parameters(model, experts);
 }
 
+// Counts of larger models would not be exact, nor fit in 64 bits.
+constexpr double kMaxParameters = 1e15;
+// Each is a named parameter of the program.
+constexpr std::int64_t kMaxExperts = 1'000'000;
+
+// At least the number of parameters, in floating point so that absurd sizes cannot overflow.
+double parameter_bound(const ModelSpec& model) {
+  const auto d = static_cast<double>(model.hidden_size), heads = static_cast<double>(model.num_attention_heads),
+             kv_heads = static_cast<double>(model.num_key_value_heads), head_dim = static_cast<double>(model.head_dim);
+  const double experts = model.moe ? static_cast<double>(model.moe->num_local_experts) : 1;
+  const double attention = (d + 1) * head_dim * 2 * (heads + kv_heads) + d;
+  const double mlp = (3 * static_cast<double>(model.intermediate_size) + 1) * (d + 1);
+  const double layer = 8 * d + attention + experts * (mlp + d);
+  return (2 * static_cast<double>(model.vocab_size) + static_cast<double>(model.max_position_embeddings) + 2) * d +
+         static_cast<double>(model.num_hidden_layers) * layer;
+}
+
 }  // namespace
 
 double ModelSpec::attention_scale() const {
@@ -72,6 +91,21 @@ double model_flops_per_token(const ModelSpec& model, std::int64_t sequence_lengt
 Problems validate(const ModelSpec& model, const std::string& path) {
   RuleChecker rule(path);
   const auto number = [](std::int64_t x) { return std::to_string(x); };
+  rule.expect_positive({{"num_hidden_layers", model.num_hidden_layers},
+                        {"hidden_size", model.hidden_size},
+                        {"num_attention_heads", model.num_attention_heads},
+                        {"num_key_value_heads", model.num_key_value_heads},
+                        {"head_dim", model.head_dim},
+                        {"intermediate_size", model.intermediate_size},
+                        {"vocab_size", model.vocab_size},
+                        {"max_position_embeddings", model.max_position_embeddings}});
+  if (model.moe)
+    rule.expect_positive({{"moe.num_local_experts", model.moe->num_local_experts},
+                          {"moe.num_experts_per_tok", model.moe->num_experts_per_tok}});
+  if (!rule.ok()) return rule.take();
+  const double size = parameter_bound(model);
+  rule.expect(size <= kMaxParameters, "", fmt::format("about {:.2g} parameters", size),
+              fmt::format("must have at most {:g} parameters", kMaxParameters), "look for a size with digits too many");
   rule.expect(model.num_attention_heads % model.num_key_value_heads == 0, "num_key_value_heads",
               number(model.num_key_value_heads),
               "must divide num_attention_heads = " + number(model.num_attention_heads),
@@ -83,6 +117,10 @@ Problems validate(const ModelSpec& model, const std::string& path) {
                 number(model.moe->num_experts_per_tok),
                 "must be at most num_local_experts = " + number(model.moe->num_local_experts),
                 "route to fewer experts");
+    const std::int64_t experts = model.num_hidden_layers * model.moe->num_local_experts;
+    rule.expect(experts <= kMaxExperts, "moe.num_local_experts", number(model.moe->num_local_experts),
+                fmt::format("makes {} experts over all layers; the limit is {}", experts, kMaxExperts),
+                "use fewer experts");
     rule.expect(!model.mlp_bias, "mlp_bias", "true", "biases inside experts are not supported", "set it to false");
   }
   rule.expect(model.family != ModelFamily::Gpt3 ||

@@ -15,6 +15,8 @@ using nlohmann::json;
 namespace fs = std::filesystem;
 
 constexpr std::int64_t kSchema = 1;
+// The run simulation works on each failure. A week of 100,000 GPUs has hundreds: more than this is a slip of the pen.
+constexpr double kMaxExpectedFailures = 1e6;
 
 void expect_schema(ObjectReader& from) {
   std::int64_t schema = kSchema;
@@ -22,12 +24,44 @@ void expect_schema(ObjectReader& from) {
   from.integer("schema", schema, {kSchema, kSchema});
 }
 
-// A JSON value together with the file that it was written in.
-struct Source {
-  json value;
+// Where part of a value was written.
+struct Layer {
+  json written;
   std::string file;
   std::string path;
+};
+
+// Whether `suffix` (".tiers[0].name") leads to something that `value` itself says: a change lays its keys over the
+// base one by one, and everything else it replaces whole.
+bool says(const json* value, std::string_view suffix) {
+  while (!suffix.empty()) {
+    if (!value->is_object()) return true;
+    if (suffix.front() != '.') return false;
+    const std::size_t end = suffix.find_first_of(".[", 1);
+    const auto member = value->find(suffix.substr(1, end == std::string_view::npos ? end : end - 1));
+    if (member == value->end()) return false;
+    value = &*member;
+    suffix = end == std::string_view::npos ? std::string_view() : suffix.substr(end);
+  }
+  return true;
+}
+
+// A JSON value together with where it was written: one layer, or changes upon changes of a base, outermost first.
+struct Source {
+  json value;
+  std::vector<Layer> layers;
   bool whole_file = false;  // then it must carry "schema"
+
+  /// Names the layer that the problem's place under the outermost path comes from.
+  void locate(Problem& problem) const {
+    const std::string& prefix = layers.front().path;
+    if (problem.path.compare(0, prefix.size(), prefix) != 0) return;
+    const std::string suffix = problem.path.substr(prefix.size());
+    const auto by = std::find_if(layers.begin(), layers.end() - 1,
+                                 [&](const Layer& layer) { return says(&layer.written, suffix); });
+    problem.file = by->file;
+    problem.path = by->path + suffix;
+  }
 };
 
 // Follows references: a text names a file; an object with "base" changes keys of another file.
@@ -38,7 +72,19 @@ class Resolver {
   std::optional<Source> resolve(const json& value, const std::string& file, const std::string& path) {
     if (value.is_string()) return load(value.get<std::string>(), file, path);
     if (value.is_object() && value.contains("base")) return patched(value, file, path);
-    return Source{value, file, path, false};
+    return Source{value, {{value, file, path}}, false};
+  }
+
+  // A whole file, already read.
+  std::optional<Source> resolve_file(const json& value, const std::string& file) {
+    std::optional<Source> result = Source{value, {{value, file, "$"}}, true};
+    if (!value.is_object() || !value.contains("base")) return result;
+    if (!value.contains("schema"))
+      add_problem(problems_, {file, "$.schema", "", "is missing", "add \"schema\": 1, also where there is a base"});
+    open_.push_back(fs::path(file).lexically_normal().string());
+    result = patched(value, file, "$");
+    open_.pop_back();
+    return result;
   }
 
  private:
@@ -46,31 +92,25 @@ class Resolver {
     const std::string target = (fs::path(from).parent_path() / name).lexically_normal().string();
     if (std::find(open_.begin(), open_.end(), target) != open_.end() ||
         target == fs::path(from).lexically_normal().string()) {
-      problems_.push_back(
-          {from, path, "\"" + name + "\"", "refers to itself in a circle", "break the circle of \"base\" references"});
+      add_problem(problems_,
+                  {from, path, shown(name), "refers to itself in a circle", "break the circle of \"base\" references"});
       return std::nullopt;
     }
     Result<json> read = read_json_file(target);
     if (!read) {
       for (Problem problem : read.problems()) {
         problem.rule = fmt::format("{} (named by {} of {})", problem.rule, path, from);
-        problems_.push_back(std::move(problem));
+        add_problem(problems_, std::move(problem));
       }
       return std::nullopt;
     }
-    open_.push_back(target);
-    json value = std::move(read).value();
-    std::optional<Source> result = Source{value, target, "$", true};
-    if (value.is_object() && value.contains("base")) result = patched(value, target, "$");
-    open_.pop_back();
-    if (result) result->whole_file = true;
-    return result;
+    return resolve_file(read.value(), target);
   }
 
   std::optional<Source> patched(const json& value, const std::string& file, const std::string& path) {
     if (!value["base"].is_string()) {
-      problems_.push_back(
-          {file, path + ".base", shown(value["base"]), "must be the name of a file", "write it in quotes"});
+      add_problem(problems_,
+                  {file, path + ".base", shown(value["base"]), "must be the name of a file", "write it in quotes"});
       return std::nullopt;
     }
     std::optional<Source> base = load(value["base"].get<std::string>(), file, path + ".base");
@@ -78,8 +118,7 @@ class Resolver {
     json changes = value;
     changes.erase("base");
     base->value.merge_patch(changes);  // RFC 7396
-    base->file = file;                 // what is wrong now is most likely a change
-    base->path = path;
+    base->layers.insert(base->layers.begin(), Layer{std::move(changes), file, path});
     return base;
   }
 
@@ -87,21 +126,23 @@ class Resolver {
   std::vector<std::string> open_;
 };
 
+void append_located(Problems& to, Problems from, const Source& source) {
+  for (Problem& problem : from) {
+    source.locate(problem);
+    add_problem(to, std::move(problem));
+  }
+}
+
 template <class Spec>
 Spec read_spec(const Source& source, void (*read)(ObjectReader&, Spec&), Problems& problems) {
   Spec spec;
-  ObjectReader reader(source.value, source.file, source.path, problems);
+  Problems found;
+  ObjectReader reader(source.value, source.layers.front().file, source.layers.front().path, found);
   if (source.whole_file) expect_schema(reader);
   if (source.value.is_object()) read(reader, spec);
   reader.finish();
+  append_located(problems, std::move(found), source);
   return spec;
-}
-
-void append_in_file(Problems& to, Problems from, const std::string& file) {
-  for (Problem& problem : from) {
-    problem.file = file;
-    to.push_back(std::move(problem));
-  }
 }
 
 class ScenarioReader {
@@ -116,6 +157,9 @@ class ScenarioReader {
         .text("description", out_.description)
         .unsigned_integer("seed", out_.seed)
         .text("stack", out_.stack);
+    if (from.has("stack") && !is_profile_name(out_.stack))
+      from.problem("stack", "must be the name of a profile, not a path",
+                   "use one of scenarios/profiles/stack-<name>.json");
     double days = 0;
     from.number("duration_days", days, {0, 36500}).number("duration_s", out_.duration_s, {0, 3.2e9});
     if (from.has("duration_days") && from.has("duration_s"))
@@ -135,71 +179,89 @@ class ScenarioReader {
   }
 
  private:
-  struct Place {
-    std::string file, path;
-  };
-
   template <class Spec>
-  void part(ObjectReader& from, const char* key, void (*reader)(ObjectReader&, Spec&), Spec& spec, Place& place) {
+  void part(ObjectReader& from, const char* key, void (*reader)(ObjectReader&, Spec&), Spec& spec,
+            std::optional<Source>& source) {
     const json* value = from.take(key);
-    place = {file_, from.path_of(key)};
     if (value == nullptr) return;
-    const std::optional<Source> source = resolver_.resolve(*value, file_, from.path_of(key));
-    if (!source) return;
-    place = {source->file, source->path};
-    spec = read_spec(*source, reader, problems_);
+    source = resolver_.resolve(*value, file_, from.path_of(key));
+    if (source) spec = read_spec(*source, reader, problems_);
   }
 
   void policies(ObjectReader& from) {
     const json* list = from.take("policies");
     if (list == nullptr) return;
     if (!list->is_array()) return from.problem("policies", "must be a list", "write [ ... ]");
-    for (std::size_t i = 0; i < list->size(); ++i) {
-      const std::string path = fmt::format("{}[{}]", from.path_of("policies"), i);
-      const std::optional<Source> source = resolver_.resolve((*list)[i], file_, path);
+    for (std::size_t i = 0; i < list->size() && problems_.size() <= kMaxProblems; ++i) {
+      std::optional<Source> source =
+          resolver_.resolve((*list)[i], file_, fmt::format("{}[{}]", from.path_of("policies"), i));
       if (!source) continue;
-      policies_.push_back({source->file, source->path});
       out_.policies.push_back(read_spec(*source, read_policy, problems_));
+      policies_.push_back(std::move(*source));
     }
   }
+
+  // The rules of one part, each problem told where it was written.
+  void append(Problems found, const std::optional<Source>& source) {
+    if (source) append_located(problems_, std::move(found), *source);
+  }
+
+  static std::string path_of(const std::optional<Source>& source) { return source ? source->layers.front().path : "$"; }
 
   void validate_all() {
-    append_in_file(problems_, validate(out_.model, model_.path), model_.file);
-    append_in_file(problems_, validate(out_.cluster, cluster_.path), cluster_.file);
-    append_in_file(problems_, validate(out_.faults, faults_.path), faults_.file);
-    if (problems_.empty())
-      append_in_file(problems_, validate(out_.plan, out_.model, &out_.cluster, plan_.path), plan_.file);
-    for (std::size_t i = 0; i < out_.policies.size(); ++i) {
-      append_in_file(problems_, validate(out_.policies[i], policies_[i].path), policies_[i].file);
-    }
-    if (problems_.empty()) cross_rules();
+    append(validate(out_.model, path_of(model_)), model_);
+    append(validate(out_.cluster, path_of(cluster_)), cluster_);
+    append(validate(out_.faults, path_of(faults_)), faults_);
+    if (problems_.empty()) append(validate(out_.plan, out_.model, &out_.cluster, path_of(plan_)), plan_);
+    for (std::size_t i = 0; i < out_.policies.size(); ++i)
+      append_located(problems_, validate(out_.policies[i], policies_[i].layers.front().path), policies_[i]);
+    if (problems_.empty()) spares_fit();
+    if (problems_.empty()) injected_faults_hit_something();
+    if (problems_.empty()) whole_run();
   }
 
-  void cross_rules() {
-    RuleChecker rule("$");
+  void spares_fit() {
     const std::int64_t gpus_per_node = out_.cluster.gpus_per_node;
     const std::int64_t job_nodes = (out_.plan.ranks() + gpus_per_node - 1) / gpus_per_node;
     for (std::size_t i = 0; i < out_.policies.size(); ++i) {
+      RuleChecker rule(policies_[i].layers.front().path);
       const std::int64_t spares = out_.policies[i].spare_nodes;
-      rule.expect(job_nodes + spares <= out_.cluster.nodes, fmt::format("policies[{}].spare_nodes", i),
-                  std::to_string(spares),
+      rule.expect(job_nodes + spares <= out_.cluster.nodes, "spare_nodes", std::to_string(spares),
                   fmt::format("with the job's {} nodes exceeds the cluster's {}", job_nodes, out_.cluster.nodes),
                   fmt::format("keep at most {} spares", out_.cluster.nodes - job_nodes));
+      append_located(problems_, rule.take(), policies_[i]);
     }
-    rule.expect(out_.duration_s == 0 || !out_.policies.empty(), "policies", "[]",
-                "a run over time needs a recovery policy", "add one from scenarios/policies, or remove the duration");
+  }
+
+  void injected_faults_hit_something() {
+    RuleChecker rule(path_of(faults_));
     for (std::size_t i = 0; i < out_.faults.injected.size(); ++i) {
       const InjectedFault& fault = out_.faults.injected[i];
-      rule.expect(fault.node < out_.cluster.nodes, fmt::format("faults.injected[{}].node", i),
-                  std::to_string(fault.node),
+      rule.expect(fault.node < out_.cluster.nodes, fmt::format("injected[{}].node", i), std::to_string(fault.node),
                   fmt::format("is not one of the cluster's {} nodes (counted from 0)", out_.cluster.nodes),
                   "name a node that exists");
-      rule.expect(fault.device < gpus_per_node, fmt::format("faults.injected[{}].device", i),
+      rule.expect(fault.device < out_.cluster.gpus_per_node, fmt::format("injected[{}].device", i),
                   std::to_string(fault.device),
-                  fmt::format("is not one of a node's {} devices (counted from 0)", gpus_per_node),
+                  fmt::format("is not one of a node's {} devices (counted from 0)", out_.cluster.gpus_per_node),
                   "name a device that exists");
     }
-    append_in_file(problems_, rule.take(), file_);
+    append(rule.take(), faults_);
+  }
+
+  void whole_run() {
+    RuleChecker rule("$");
+    rule.expect(out_.duration_s == 0 || !out_.policies.empty(), "policies", "[]",
+                "a run over time needs a recovery policy", "add one from scenarios/policies, or remove the duration");
+    const double gpu_hours = static_cast<double>(out_.cluster.gpus()) * out_.duration_s / 3600;
+    const double failures = out_.faults.total_rate_per_gpu_hour() * gpu_hours;
+    rule.expect(failures <= kMaxExpectedFailures, "faults", fmt::format("{:.3g} failures", failures),
+                fmt::format("more than {:g} failures are expected in this run, each of which is simulated",
+                            kMaxExpectedFailures),
+                "shorten the run or lower the rates");
+    for (Problem& problem : rule.take()) {
+      problem.file = file_;
+      add_problem(problems_, std::move(problem));
+    }
   }
 
   const json& value_;
@@ -207,8 +269,8 @@ class ScenarioReader {
   Problems problems_;
   Resolver resolver_;
   Scenario out_;
-  Place model_, plan_, cluster_, faults_;
-  std::vector<Place> policies_;
+  std::optional<Source> model_, plan_, cluster_, faults_;
+  std::vector<Source> policies_;
 };
 
 template <class Spec>
@@ -216,12 +278,10 @@ Result<Spec> load_spec(const std::string& file, void (*read)(ObjectReader&, Spec
   const Result<json> text = read_json_file(file);
   if (!text) return text.problems();
   Problems problems;
-  std::optional<Source> source = Source{text.value(), file, "$", true};
-  if (text.value().is_object()) source = Resolver(problems).resolve(text.value(), file, "$");
+  const std::optional<Source> source = Resolver(problems).resolve_file(text.value(), file);
   if (!source) return problems;
-  source->whole_file = true;
   Spec spec = read_spec(*source, read, problems);
-  if (problems.empty()) append_in_file(problems, validate(spec, "$"), source->file);
+  if (problems.empty()) append_located(problems, validate(spec, "$"), *source);
   if (!problems.empty()) return problems;
   return spec;
 }

@@ -1,6 +1,7 @@
 // Rules of ClusterSpec, FaultSpec and PolicySpec.
 
 #include <cmath>
+#include <set>
 
 #include <fmt/format.h>
 
@@ -13,6 +14,14 @@ namespace trainyard {
 
 Problems validate(const ClusterSpec& cluster, const std::string& path) {
   RuleChecker rule(path);
+  rule.expect_positive(
+      {{"nodes", cluster.nodes}, {"gpus_per_node", cluster.gpus_per_node}, {"nics_per_node", cluster.nics_per_node}});
+  for (std::size_t i = 0; i < cluster.tiers.size(); ++i)
+    rule.expect(cluster.tiers[i].nodes_per_group >= 1, fmt::format("tiers[{}].nodes_per_group", i),
+                std::to_string(cluster.tiers[i].nodes_per_group), "must be at least 1", "give a positive count");
+  rule.expect(is_profile_name(cluster.hardware), "hardware", cluster.hardware,
+              "must be the name of a profile, not a path", "use one of scenarios/profiles/<name>.json");
+  if (!rule.ok()) return rule.take();
   rule.expect(cluster.gpus_per_node % cluster.nics_per_node == 0, "nics_per_node",
               std::to_string(cluster.nics_per_node),
               fmt::format("must divide gpus_per_node = {}, so that GPUs share NICs evenly", cluster.gpus_per_node),
@@ -34,11 +43,22 @@ double FaultSpec::total_rate_per_gpu_hour() const {
 
 Problems validate(const FaultSpec& faults, const std::string& path) {
   RuleChecker rule(path);
+  std::set<std::string> names;
+  for (std::size_t i = 0; i < faults.causes.size(); ++i) {
+    const FaultCause& cause = faults.causes[i];
+    rule.expect(names.insert(cause.name).second, fmt::format("causes[{}].name", i), cause.name,
+                "names a cause a second time, and failures are counted by cause", "give each cause its own name");
+    rule.expect(cause.rate_per_gpu_hour >= 0 && cause.rate_per_gpu_hour <= 1, fmt::format("causes[{}]", i),
+                fmt::format("{:g} per GPU-hour", cause.rate_per_gpu_hour),
+                "must strike a GPU from 0 to 1 times an hour", "check count and gpu_hours, or the rate");
+  }
   for (std::size_t i = 0; i < faults.injected.size(); ++i) {
     const InjectedFault& fault = faults.injected[i];
     const bool slows = fault.kind == InjectedKind::GpuSlow || fault.kind == InjectedKind::NicSlow;
     rule.expect(!slows || fault.factor > 1, fmt::format("injected[{}].factor", i), fmt::format("{:g}", fault.factor),
                 "must be above 1 for a device that is slow", "say how many times slower it is");
+    rule.expect(slows || fault.factor == 1, fmt::format("injected[{}].factor", i), fmt::format("{:g}", fault.factor),
+                "means nothing for a fault that stops its device", "remove it, or use gpu_slow or nic_slow");
   }
   return rule.take();
 }

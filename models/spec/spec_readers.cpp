@@ -15,7 +15,7 @@ void read_model(ObjectReader& from, ModelSpec& model) {
                             {"mixtral", ModelFamily::Mixtral},
                             {"grok1", ModelFamily::Grok1},
                             {"gpt3", ModelFamily::Gpt3}})
-      .integer("num_hidden_layers", model.num_hidden_layers, {1, 10000})
+      .integer("num_hidden_layers", model.num_hidden_layers, {1, 1024})
       .integer("hidden_size", model.hidden_size, {1, 1 << 20})
       .integer("num_attention_heads", model.num_attention_heads, {1, 1 << 16})
       .integer("intermediate_size", model.intermediate_size, {1, 1 << 24})
@@ -100,7 +100,8 @@ void read_cause(ObjectReader& from, FaultCause& cause) {
   double count = 0, gpu_hours = 0;
   from.number("count", count, {0, 1e12}).number("gpu_hours", gpu_hours, {1, 1e18});
   const bool as_rate = from.has("rate_per_gpu_hour"), as_count = from.has("count") && from.has("gpu_hours");
-  if (as_rate == as_count) {
+  const bool half_a_count = from.has("count") != from.has("gpu_hours");
+  if (as_rate == as_count || half_a_count) {
     from.problem("rate_per_gpu_hour", "must be given either as it is, or as count and gpu_hours, and not as both",
                  "keep one form");
   } else if (as_count && gpu_hours > 0) {
@@ -178,6 +179,9 @@ void read_recompute_modules(ObjectReader& from, ParallelPlan& plan) {
       });
   if (!good)
     from.problem("recompute_modules", "must be a list of core_attn, norm, activation", "write [\"core_attn\"]");
+  if (plan.recompute != RecomputeMode::Selective)
+    from.problem("recompute_modules", "means something only for selective recompute",
+                 "remove it, or set \"recompute\": \"selective\"");
 }
 
 }  // namespace

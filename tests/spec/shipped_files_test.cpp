@@ -1,9 +1,12 @@
 // Every file that we ship loads, and says what its source says.
 #include <catch2/catch.hpp>
 
+#include <algorithm>
 #include <filesystem>
+#include <set>
 
 #include "models/spec/scenario.h"
+#include "tests/store/temp_dir.h"
 
 using namespace trainyard;
 
@@ -11,14 +14,18 @@ namespace {
 
 const std::string kScenarios = std::string(TRAINYARD_SOURCE_DIR) + "/scenarios/";
 
+// Files of a folder under scenarios/, and of the folders in it.
 std::vector<std::string> files_in(const std::string& folder) {
   std::vector<std::string> out;
-  for (const auto& entry : std::filesystem::directory_iterator(kScenarios + folder)) {
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(kScenarios + folder)) {
     if (entry.path().extension() == ".json") out.push_back(entry.path().string());
   }
   std::sort(out.begin(), out.end());
   return out;
 }
+
+// Folders of parts, which a scenario names; all other files are scenarios.
+const std::set<std::string> kParts{"models", "plans", "clusters", "faults", "policies", "profiles"};
 
 std::string all(const Problems& problems) {
   std::string text;
@@ -35,19 +42,36 @@ Spec loaded(Result<Spec> result) {
 }  // namespace
 
 TEST_CASE("every shipped scenario loads") {
-  const std::vector<std::string> files = files_in("");
-  CHECK(files.size() >= 4);
-  for (const std::string& file : files) {
+  int scenarios = 0;
+  for (const std::string& file : files_in("")) {
+    const std::filesystem::path path = std::filesystem::relative(file, kScenarios);
+    if (kParts.count(path.begin()->string()) > 0) continue;
     INFO(file);
     const Result<Scenario> scenario = load_scenario(file);
     if (!scenario) FAIL(all(scenario.problems()));
-    CHECK(scenario.value().name == std::filesystem::path(file).stem().string());
+    CHECK(scenario.value().name == path.stem().string());
+    ++scenarios;
   }
+  CHECK(scenarios >= 14);
 }
 
 TEST_CASE("every shipped model and cluster loads") {
   for (const std::string& file : files_in("models")) loaded(load_model(file));
   for (const std::string& file : files_in("clusters")) loaded(load_cluster(file));
+}
+
+TEST_CASE("every shipped plan, fault table and policy is named by a shipped scenario, and so loads") {
+  std::string scenarios;
+  for (const std::string& file : files_in("")) {
+    if (kParts.count(std::filesystem::relative(file, kScenarios).begin()->string()) == 0) scenarios += read_file(file);
+  }
+  for (const std::string folder : {"plans", "faults", "policies"}) {
+    for (const std::string& file : files_in(folder)) {
+      const std::string name = folder + "/" + std::filesystem::path(file).filename().string();
+      INFO(name);
+      CHECK(scenarios.find(name) != std::string::npos);
+    }
+  }
 }
 
 TEST_CASE("parameter counts are the published ones") {

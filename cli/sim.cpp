@@ -104,50 +104,6 @@ class StepMemo {
 // Checkpointed state: bf16 parameters would be 2 bytes; master weights and both moments make 12 more.
 double checkpoint_bytes(const Job& job) { return 14.0 * static_cast<double>(parameter_count(job.scenario.model)); }
 
-Result<Simulated> simulate(const Job& job, const Options& options, bool quiet) {
-  Simulated out;
-  StepMemo memo(job, options, out);
-  const bool only_step = job.scenario.duration_s <= 0;
-  const std::vector<InjectedFault>& injected = job.scenario.faults.injected;
-  Result<StepResult> step = memo.simulate(only_step ? injected : std::vector<InjectedFault>{}, options.timeline);
-  if (!step) return step.problems();
-  out.step = std::move(step).value();
-  if (only_step) {
-    if (injected.empty()) return out;
-    Result<StepResult> healthy = memo.simulate({}, false);
-    if (!healthy) return healthy.problems();
-    out.healthy = std::move(healthy).value();
-    return out;
-  }
-  std::vector<RunInput> inputs;
-  for (const PolicySpec& policy : job.scenario.policies) {
-    RunInput input;
-    input.cluster = job.scenario.cluster;
-    input.faults = job.scenario.faults;
-    input.policy = policy;
-    input.job_nodes = job.nodes();
-    input.duration_s = job.scenario.duration_s;
-    input.seed = job.scenario.seed;
-    input.step_times = [&memo](const std::vector<InjectedFault>& active) { return memo.time_of(active); };
-    if (job.scenario.cluster.storage.remote_write_bytes_per_s > 0) input.checkpoint_bytes = checkpoint_bytes(job);
-    for (RunInput& seeded : with_seeds(input, options.seeds)) inputs.push_back(std::move(seeded));
-  }
-  Progress progress("simulating runs", inputs.size(), quiet);
-  RunPool pool;
-  pool.processes = options.jobs;
-  pool.on_result = [&](std::size_t, const RunResult&) { progress.step(); };
-  Result<std::vector<RunResult>> results = run_many(inputs, pool);
-  if (!results) return results.problems();
-  const auto per_policy = static_cast<std::size_t>(options.seeds);
-  std::vector<RunResult> all = std::move(results).value();
-  for (std::size_t p = 0; p < job.scenario.policies.size(); ++p) {
-    const auto begin = all.begin() + static_cast<std::ptrdiff_t>(p * per_policy);
-    out.runs.emplace_back(std::make_move_iterator(begin),
-                          std::make_move_iterator(begin + static_cast<std::ptrdiff_t>(per_policy)));
-  }
-  return out;
-}
-
 // --- storing
 
 store::NewRun new_run(const Job& job, const Options& options, store::RunKind kind, const std::string& name) {
@@ -205,25 +161,90 @@ void store_run(store::RunWriter& writer, const RunResult& run) {
   for (std::size_t b = 0; b < kBandCount; ++b) writer.add_band({to_string(static_cast<Band>(b)), run.band_ns[b]});
 }
 
-// Stored runs: the step as one; each policy's first seed as another.
-Problems store_all(const std::string& file, const Job& job, const Options& options, const Simulated& simulated,
-                   const std::string& report) {
-  const auto write = [&](store::RunKind kind, const std::string& name, const std::string& hash, auto fill) -> Problems {
-    Result<store::RunWriter> opened = store::RunWriter::open(file, new_run(job, options, kind, name));
+// Enters each run in the store before it is simulated, so that one which is killed is there too, as interrupted.
+class Recorder {
+ public:
+  Recorder(const Job& job, const Options& options, std::string file)
+      : job_(job), options_(options), file_(std::move(file)) {}
+
+  Problems begin(store::RunKind kind, const std::string& name) {
+    if (options_.no_store) return {};
+    Result<store::RunWriter> opened = store::RunWriter::open(file_, new_run(job_, options_, kind, name));
     if (!opened) return opened.problems();
-    store::RunWriter writer = std::move(opened).value();
-    fill(writer);
-    return writer.finish({store::RunStatus::Finished, report, hash});
-  };
-  Problems problems = write(store::RunKind::Step, job.scenario.name, fmt::format("{:016x}", simulated.step.trace_hash),
-                            [&](store::RunWriter& writer) { store_step(writer, job, simulated.step); });
-  for (const auto& runs : simulated.runs) {
-    if (!problems.empty()) return problems;
-    problems = write(store::RunKind::Run, job.scenario.name + "/" + runs.front().policy,
-                     fmt::format("{:016x}", runs.front().trace_hash),
-                     [&](store::RunWriter& writer) { store_run(writer, runs.front()); });
+    writer_.emplace(std::move(opened).value());
+    return {};
   }
-  return problems;
+
+  Problems finish_step(const Simulated& simulated) {
+    if (!writer_) return {};
+    store_step(*writer_, job_, simulated.step);
+    return finish(simulated, simulated.step.trace_hash);
+  }
+
+  Problems finish_run(const Simulated& simulated) {
+    if (!writer_) return {};
+    const RunResult& run = simulated.runs.back().front();
+    store_run(*writer_, run);
+    return finish(simulated, run.trace_hash);
+  }
+
+ private:
+  Problems finish(const Simulated& simulated, std::uint64_t hash) {
+    const Problems problems = writer_->finish(
+        {store::RunStatus::Finished, make_report(job_, simulated).dump(), fmt::format("{:016x}", hash)});
+    writer_.reset();
+    return problems;
+  }
+
+  const Job& job_;
+  const Options& options_;
+  std::string file_;
+  std::optional<store::RunWriter> writer_;
+};
+
+Result<Simulated> simulate(const Job& job, const Options& options, Recorder& recorder, bool quiet) {
+  Simulated out;
+  StepMemo memo(job, options, out);
+  const bool only_step = job.scenario.duration_s <= 0;
+  const std::vector<InjectedFault>& injected = job.scenario.faults.injected;
+  if (const Problems problems = recorder.begin(store::RunKind::Step, job.scenario.name); !problems.empty())
+    return problems;
+  Result<StepResult> step = memo.simulate(only_step ? injected : std::vector<InjectedFault>{}, options.timeline);
+  if (!step) return step.problems();
+  out.step = std::move(step).value();
+  if (only_step && !injected.empty()) {
+    Result<StepResult> healthy = memo.simulate({}, false);
+    if (!healthy) return healthy.problems();
+    out.healthy = std::move(healthy).value();
+  }
+  if (const Problems problems = recorder.finish_step(out); !problems.empty()) return problems;
+  if (only_step) return out;
+
+  const auto seeds = static_cast<std::size_t>(options.seeds);
+  Progress progress("simulating runs", job.scenario.policies.size() * seeds, quiet);
+  RunPool pool;
+  pool.processes = options.jobs;
+  pool.on_result = [&](std::size_t, const RunResult&) { progress.step(); };
+  for (const PolicySpec& policy : job.scenario.policies) {
+    if (const Problems problems = recorder.begin(store::RunKind::Run, job.scenario.name + "/" + policy.name);
+        !problems.empty()) {
+      return problems;
+    }
+    RunInput input;
+    input.cluster = job.scenario.cluster;
+    input.faults = job.scenario.faults;
+    input.policy = policy;
+    input.job_nodes = job.nodes();
+    input.duration_s = job.scenario.duration_s;
+    input.seed = job.scenario.seed;
+    input.step_times = [&memo](const std::vector<InjectedFault>& active) { return memo.time_of(active); };
+    if (job.scenario.cluster.storage.remote_write_bytes_per_s > 0) input.checkpoint_bytes = checkpoint_bytes(job);
+    Result<std::vector<RunResult>> results = run_many(with_seeds(input, options.seeds), pool);
+    if (!results) return results.problems();
+    out.runs.push_back(std::move(results).value());
+    if (const Problems problems = recorder.finish_run(out); !problems.empty()) return problems;
+  }
+  return out;
 }
 
 int run_scenario(const Options& options, const Context& context) {
@@ -238,18 +259,14 @@ int run_scenario(const Options& options, const Context& context) {
     std::cerr << fmt::format("seed {}, commit {}, {} on {} GPUs\n", job.scenario.seed, commit_id(),
                              job.scenario.model.name, format_count(job.scenario.plan.ranks()));
   }
-  Result<Simulated> result = simulate(job, options, context.quiet);
+  Recorder recorder(job, options, context.store_file.empty() ? store::default_store_file() : context.store_file);
+  Result<Simulated> result = simulate(job, options, recorder, context.quiet);
   if (!result) return fail(result.problems());
   Simulated simulated = std::move(result).value();
   simulated.wall_s = seconds_since(start);
   simulated.peak_rss_bytes = peak_rss_bytes();
   const nlohmann::ordered_json report = make_report(job, simulated);
   std::cout << (context.json ? report.dump(2) + "\n" : report_text(report)) << std::flush;
-  if (!options.no_store) {
-    const std::string file = context.store_file.empty() ? store::default_store_file() : context.store_file;
-    if (const Problems problems = store_all(file, job, options, simulated, report.dump()); !problems.empty())
-      return fail(problems);
-  }
   return simulated.step.communicator_error.empty() ? kOk : kNotRecovered;
 }
 

@@ -155,6 +155,21 @@ TEST_CASE("stored runs are listed, shown and exported", "[cli]") {
   CHECK(trace["traceEvents"].size() > 50);
 }
 
+TEST_CASE("a simulation that is killed stays in the store, as interrupted", "[cli]") {
+  const Yard yard;
+  // The unfolded step takes seconds, so the kill lands in the middle of it.
+  const std::string kill = "sh -c '\"" + std::string(TRAINYARD_BINARY) + "\" sim run \"" + TRAINYARD_SOURCE_DIR +
+                           "/scenarios/04-link-down.json\" -q --store \"" + yard.store() +
+                           "\" >/dev/null & sleep 0.5; kill -9 $!; wait'";
+  CHECK(std::system((kill + " 2>/dev/null").c_str()) == 0);
+  const Outcome list = yard.run("run list --json");
+  REQUIRE(list.code == 0);
+  const auto runs = nlohmann::json::parse(list.out);
+  REQUIRE(runs.size() == 1);
+  CHECK(runs[0]["status"] == "interrupted");
+  CHECK(runs[0]["name"] == "04-link-down");
+}
+
 TEST_CASE("exit codes say what went wrong, and messages where", "[cli]") {
   const Yard yard;
   CHECK(yard.run("--help").code == 0);

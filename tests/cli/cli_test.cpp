@@ -2,7 +2,9 @@
 #include <catch2/catch.hpp>
 
 #include <sys/wait.h>
+#include <unistd.h>
 #include <array>
+#include <csignal>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -157,17 +159,25 @@ TEST_CASE("stored runs are listed, shown and exported", "[cli]") {
 
 TEST_CASE("a simulation that is killed stays in the store, as interrupted", "[cli]") {
   const Yard yard;
-  // The unfolded step takes seconds, so the kill lands in the middle of it.
-  const std::string kill = "sh -c '\"" + std::string(TRAINYARD_BINARY) + "\" sim run \"" + TRAINYARD_SOURCE_DIR +
-                           "/scenarios/04-link-down.json\" -q --store \"" + yard.store() +
-                           "\" >/dev/null & sleep 0.5; kill -9 $!; wait'";
-  CHECK(std::system((kill + " 2>/dev/null").c_str()) == 0);
-  const Outcome list = yard.run("run list --json");
-  REQUIRE(list.code == 0);
-  const auto runs = nlohmann::json::parse(list.out);
-  REQUIRE(runs.size() == 1);
-  CHECK(runs[0]["status"] == "interrupted");
-  CHECK(runs[0]["name"] == "04-link-down");
+  // Its step takes seconds to simulate, so a kill as soon as the run is entered lands in the middle of it.
+  const pid_t victim = fork();
+  if (victim == 0) {
+    if (std::freopen("/dev/null", "w", stdout) == nullptr) _exit(126);
+    execl(TRAINYARD_BINARY, TRAINYARD_BINARY, "sim", "run", TRAINYARD_SOURCE_DIR "/scenarios/04-link-down.json", "-q",
+          "--store", yard.store().c_str(), nullptr);
+    _exit(127);
+  }
+  const auto runs = [&] {
+    const Outcome list = yard.run("run list --json");
+    return list.code == 0 ? nlohmann::json::parse(list.out) : nlohmann::json::array();
+  };
+  for (int i = 0; i < 600 && runs().empty(); ++i) usleep(50'000);
+  kill(victim, SIGKILL);
+  waitpid(victim, nullptr, 0);
+  const nlohmann::json left = runs();
+  REQUIRE(left.size() == 1);
+  CHECK(left[0]["status"] == "interrupted");
+  CHECK(left[0]["name"] == "04-link-down");
 }
 
 TEST_CASE("exit codes say what went wrong, and messages where", "[cli]") {

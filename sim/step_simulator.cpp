@@ -833,8 +833,9 @@ namespace {
 // Plain memory: the child is a fork of this very process.
 template <class T>
 void put(std::vector<std::uint8_t>& out, const T& value) {
-  const auto* bytes = reinterpret_cast<const std::uint8_t*>(&value);
-  out.insert(out.end(), bytes, bytes + sizeof value);
+  const std::size_t at = out.size();
+  out.resize(at + sizeof value);
+  std::memcpy(out.data() + at, &value, sizeof value);
 }
 template <class T>
 void put_list(std::vector<std::uint8_t>& out, const std::vector<T>& values) {

@@ -131,7 +131,8 @@ class MemoryCheck {
         problems_(problems),
         order_(program, stage),
         ranges_(stage.frames.size()),
-        use_(stage.frames.size()) {}
+        use_(stage.frames.size()),
+        turns_(stage.frames.size()) {}
 
   void run() {
     for (std::size_t i = 0; i < stage_.items.size() && problems_.size() < kMaxProblems; ++i)
@@ -145,6 +146,12 @@ class MemoryCheck {
     std::array<std::int32_t, kStreamCount> last{};  // newest sequence on each stream
     Clock floor{};                                  // what every access of the frame comes after
     std::int32_t an_op = -1;
+  };
+
+  // Whose turn it is with a transient frame, and the newest accesses of that item and of those before it.
+  struct Turn {
+    std::int32_t item = -1;
+    Clock own{}, earlier{};
   };
 
   void visit_item(std::int32_t i) {
@@ -174,7 +181,7 @@ class MemoryCheck {
     if (tensor.offset_bytes < 0 || tensor.offset_bytes + tensor.bytes() > f.bytes) {
       return fail(id, fmt::format("{} lies outside its {} frame", tensor.name, to_string(tensor.role)));
     }
-    if (tensor.role == Role::Transient) return note_use(id, frame);  // within a block: TransientCheck
+    if (tensor.role == Role::Transient) return take_turns(id, frame);  // within a block: TransientCheck
     access(id, frame, tensor.offset_bytes, tensor.bytes(), writes, reads);
   }
 
@@ -191,6 +198,26 @@ class MemoryCheck {
     for (std::size_t s = 0; s < kStreamCount; ++s) use.floor[s] = std::min(use.floor[s], floor[s]);
     use.used = true;
     use.an_op = id;
+  }
+
+  // Block instances share one transient frame, one after another.
+  void take_turns(std::int32_t id, std::int32_t frame) {
+    note_use(id, frame);
+    Turn& turn = turns_[index(frame)];
+    const Launched& op = order_.op(id);
+    if (turn.item != op.item) {
+      for (std::size_t s = 0; s < kStreamCount; ++s) turn.earlier[s] = std::max(turn.earlier[s], turn.own[s]);
+      turn.own = {};
+      turn.item = op.item;
+    }
+    turn.own[static_cast<std::size_t>(op.stream)] = op.sequence;
+    const Clock& clock = order_.clock(id);
+    for (std::size_t s = 0; s < kStreamCount; ++s) {
+      if (clock[s] >= turn.earlier[s]) continue;
+      fail(id, fmt::format("uses transient memory without being ordered after what an earlier block did with it on "
+                           "stream {}",
+                           to_string(static_cast<Stream>(s))));
+    }
   }
 
   static bool starts_valid(Role role) { return role == Role::Params || role == Role::Optimizer || role == Role::Batch; }
@@ -276,6 +303,7 @@ class MemoryCheck {
   HappensBefore order_;
   std::vector<std::vector<RangeUse>> ranges_;  // by frame
   std::vector<FrameUse> use_;                  // by frame
+  std::vector<Turn> turns_;                    // by frame
 };
 
 // Transient tensors of one block: written before read, and apart in memory unless apart in time.
@@ -285,6 +313,7 @@ class TransientCheck {
 
   void run() {
     compute_clocks();
+    find_shared();
     gather_uses();
     compare();
     check_exit();
@@ -292,7 +321,8 @@ class TransientCheck {
 
  private:
   struct Use {
-    std::array<std::int32_t, kStreamCount> last{};
+    // Newest access, read and write on each stream, as positions on it.
+    Clock last{}, last_read{}, last_write{};
     Clock floor{};
     bool used = false, written = false;
   };
@@ -318,12 +348,45 @@ class TransientCheck {
     }
   }
 
+  // For each transient tensor, the tensors that hold the same data: itself, and views.
+  void find_shared() {
+    shared_.resize(block_.tensors.size());
+    for (std::size_t a = 0; a < block_.tensors.size(); ++a) {
+      shared_[a].push_back(a);
+      if (block_.tensors[a].role != Role::Transient || !is_staging(block_.tensors[a])) continue;
+      for (std::size_t b = 0; b < block_.tensors.size(); ++b) {
+        const Tensor& other = block_.tensors[b];
+        if (a == b || other.role != Role::Transient || !nested(block_.tensors[a], other)) continue;
+        shared_[a].push_back(b);
+        if (!is_staging(other)) shared_[b].push_back(a);
+      }
+    }
+  }
+
   void gather_uses() {
     uses_.resize(block_.tensors.size());
     for (std::size_t o = 0; o < block_.ops.size(); ++o) {
       const Op& op = block_.ops[o];
+      for (const TensorId in : op.in) order_after(o, in, false);
+      for (const TensorId out : op.out) order_after(o, out, true);
       for (const TensorId in : op.in) use(o, in, false);
       for (const TensorId out : op.out) use(o, out, true);
+    }
+  }
+
+  // A read happens after the writes before it, and a write after the reads too: by dependencies, not by
+  // their place in the list. Tensors that merely reuse the memory are kept apart by compare().
+  void order_after(std::size_t o, TensorId id, bool writes) {
+    const Tensor& tensor = block_.tensors[index(id)];
+    if (tensor.role != Role::Transient) return;
+    for (const std::size_t other : shared_[index(id)]) {
+      for (std::size_t s = 0; s < kStreamCount; ++s) {
+        if (before_[o][s] >= uses_[other].last_write[s] && (!writes || before_[o][s] >= uses_[other].last_read[s]))
+          continue;
+        fail(block_.ops[o],
+             fmt::format("{} {} without being ordered after what {} it on stream {}", writes ? "writes" : "reads",
+                         tensor.name, writes ? "used" : "wrote", to_string(static_cast<Stream>(s))));
+      }
     }
   }
 
@@ -335,7 +398,9 @@ class TransientCheck {
       fail(op, "reads " + block_.tensors[index(id)].name + " before it is written");
     if (!use.used) use.floor = before_[o];
     for (std::size_t s = 0; s < kStreamCount; ++s) use.floor[s] = std::min(use.floor[s], before_[o][s]);
-    use.last[static_cast<std::size_t>(op.stream)] = clocks_[o][static_cast<std::size_t>(op.stream)];
+    const std::size_t stream = static_cast<std::size_t>(op.stream);
+    use.last[stream] = clocks_[o][stream];
+    (writes ? use.last_write : use.last_read)[stream] = clocks_[o][stream];
     use.used = true;
     use.written |= writes;
   }
@@ -377,9 +442,9 @@ class TransientCheck {
     }
   }
 
+  static bool is_staging(const Tensor& t) { return t.name.find(".staging") != std::string::npos; }
   static bool is_view_pair(const Tensor& a, const Tensor& b) {
-    const auto staging = [](const Tensor& t) { return t.name.find(".staging") != std::string::npos; };
-    return (staging(a) || staging(b)) && nested(a, b);
+    return (is_staging(a) || is_staging(b)) && nested(a, b);
   }
 
   bool all_before(std::size_t a, std::size_t b) const {
@@ -414,6 +479,7 @@ class TransientCheck {
   const Block& block_;
   Problems& problems_;
   std::vector<Clock> clocks_, before_;
+  std::vector<std::vector<std::size_t>> shared_;  // by tensor
   std::vector<Use> uses_;
 };
 

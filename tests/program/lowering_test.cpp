@@ -10,6 +10,7 @@
 #include "models/program/program.h"
 #include "models/program/schedule.h"
 #include "tests/program/tiny_models.h"
+#include "tests/program/training.h"
 
 using namespace trainyard;
 
@@ -21,32 +22,6 @@ std::string all(const Problems& problems) {
   return text;
 }
 
-// Random plans over the whole space that lowering covers.
-ParallelPlan random_plan(const ModelSpec& model, RandomStream& random) {
-  const auto pick = [&](std::initializer_list<std::int64_t> from) {
-    return *(from.begin() + random.below(from.size()));
-  };
-  ParallelPlan plan = tiny_plan();
-  plan.tp = pick({1, 2});
-  plan.cp = pick({1, 2});
-  plan.pp = pick({1, 2, 4});
-  plan.dp = pick({1, 2, 4});
-  plan.ep = model.moe ? std::min(pick({1, 2, 4}), plan.cp * plan.dp) : 1;
-  plan.sequence_parallel = plan.tp > 1 && random.below(2) == 0;
-  plan.zero_stage = pick({0, 1, 2});
-  plan.virtual_stages = plan.pp > 1 ? pick({1, 2}) : 1;
-  plan.schedule = plan.virtual_stages > 1 ? PipelineSchedule::Interleaved : PipelineSchedule::OneFOneB;
-  plan.micro_batch = pick({1, 2});
-  const std::int64_t micro_batches = plan.pp * pick({1, 2, 3});
-  plan.global_batch = plan.dp * plan.micro_batch * micro_batches;
-  plan.recompute = static_cast<RecomputeMode>(random.below(3));
-  plan.recompute_modules = {random.below(2) == 0, random.below(2) == 0, random.below(2) == 0};
-  plan.overlap.grad_reduce = random.below(2) == 0;
-  plan.overlap.param_gather = random.below(2) == 0;
-  plan.bucket_bytes = pick({1, 4096, 1 << 20});
-  return plan;
-}
-
 }  // namespace
 
 TEST_CASE("every plan gives a sound program", "[program]") {
@@ -55,9 +30,7 @@ TEST_CASE("every plan gives a sound program", "[program]") {
     ModelSpec model = tiny_model(static_cast<ModelFamily>(random.below(4)));
     model.num_hidden_layers = 8;
     const ParallelPlan plan = random_plan(model, random);
-    INFO("case " << i << " " << model.name << " tp" << plan.tp << " cp" << plan.cp << " ep" << plan.ep << " pp"
-                 << plan.pp << " dp" << plan.dp << " vp" << plan.virtual_stages << " zero" << plan.zero_stage << " sp"
-                 << plan.sequence_parallel << " batch" << plan.global_batch);
+    INFO("case " << i << " " << describe(model, plan));
     const Problems problems = check(lower(model, plan));
     INFO(all(problems));
     REQUIRE(problems.empty());

@@ -24,10 +24,15 @@ void poison(std::byte* bytes, std::int64_t count) {
 
 Reference::Reference(const StepProgram& program, std::uint64_t seed)
     : program_(program), mesh_(program.plan), random_(seed, "reference") {
+  if (program.plan.precision != Precision::F64) throw std::logic_error("the reference computes in float64 only");
   for (std::int64_t id = 0; id < mesh_.ranks(); ++id) {
     Rank rank;
     rank.id = id;
     rank.stage = &program.stages[index(mesh_.coordinates(id).pp)];
+    for (const Frame& frame : rank.stage->frames) {
+      if (frame.offset_bytes < 0 || frame.offset_bytes + frame.bytes > rank.stage->arena_bytes)
+        throw std::runtime_error("a frame does not lie in the arena");
+    }
     rank.arena.resize(index(rank.stage->arena_bytes));
     poison(rank.arena.data(), rank.stage->arena_bytes);
     std::int64_t ops = 0;
@@ -148,7 +153,7 @@ void Reference::fill_batch(Rank& rank, const GoldenTensor& tokens) {
 void Reference::start_step(Rank& rank, const GoldenTensor& tokens) {
   rank.head.fill(0);
   rank.complete.assign(index(rank.first.back()), false);
-  rank.started.assign(rank.stage->items.size(), false);
+  rank.toucher.assign(rank.stage->frames.size(), -1);
   fill_batch(rank, tokens);
 }
 
@@ -171,18 +176,14 @@ bool Reference::ready(const Rank& rank, const Launch& launch) const {
                      [&](OpId dep) { return done(rank.first[index(launch.item)] + dep); });
 }
 
-// Memory that an item is the first to use holds nothing that anyone may read.
-void Reference::start_item(Rank& rank, std::int32_t item) {
-  if (rank.started[index(item)]) return;
-  rank.started[index(item)] = true;
-  for (std::size_t f = 0; f < rank.stage->frames.size(); ++f) {
-    const Frame& frame = rank.stage->frames[f];
-    const bool persistent = frame.role <= Role::Batch;
-    const bool fresh = !persistent && frame.role != Role::Transient && frame.first_item == item;
-    const bool scratch = frame.role == Role::Transient &&
-                         rank.stage->items[index(item)].frames[static_cast<std::size_t>(Role::Transient)] >= 0;
-    if (fresh || scratch) poison(at(rank, static_cast<std::int32_t>(f)), frame.bytes);
-  }
+// Memory that nobody has used yet in this step, and transient memory that this item has not, holds
+// nothing that anyone may read.
+void Reference::touch(Rank& rank, std::int32_t item, std::int32_t frame) {
+  const Role role = rank.stage->frames[index(frame)].role;
+  std::int32_t& toucher = rank.toucher[index(frame)];
+  if (role > Role::Batch && (role == Role::Transient ? toucher != item : toucher < 0))
+    poison(at(rank, frame), rank.stage->frames[index(frame)].bytes);
+  toucher = item;
 }
 
 const Op* Reference::op_of(const Rank& rank, const Launch& launch) const {
@@ -190,11 +191,17 @@ const Op* Reference::op_of(const Rank& rank, const Launch& launch) const {
   return item.block < 0 ? nullptr : &program_.block(item).ops[index(launch.op)];
 }
 
-std::vector<View> Reference::views(Rank& rank, const Item& item, const std::vector<TensorId>& ids) {
+std::vector<View> Reference::views(Rank& rank, std::int32_t item_index, const std::vector<TensorId>& ids) {
+  const Item& item = rank.stage->items[index(item_index)];
   std::vector<View> out;
   for (const TensorId id : ids) {
     const Tensor& tensor = program_.block(item).tensors[index(id)];
-    out.push_back({&tensor, at(rank, item.frames[static_cast<std::size_t>(tensor.role)]) + tensor.offset_bytes});
+    const std::int32_t frame = item.frames[static_cast<std::size_t>(tensor.role)];
+    if (frame < 0 || tensor.offset_bytes < 0 ||
+        tensor.offset_bytes + tensor.bytes() > rank.stage->frames[index(frame)].bytes)
+      throw std::runtime_error(tensor.name + " does not lie in its frame");
+    touch(rank, item_index, frame);
+    out.push_back({&tensor, at(rank, frame) + tensor.offset_bytes});
   }
   return out;
 }
@@ -212,15 +219,15 @@ bool Reference::advance(Rank& rank, std::size_t stream) {
   const Item& item = rank.stage->items[index(launch.item)];
   const Op* op = op_of(rank, launch);
   if (op == nullptr) {
-    start_item(rank, launch.item);
+    for (const Transfer& move : item.transfers) touch(rank, launch.item, move.frame);
     if (!run_transfers(rank, item)) return false;
     finish(rank, stream);
     return true;
   }
   if (is_communication(op->kind)) return run_collective(rank, stream, *op);
-  start_item(rank, launch.item);
   const Chunk* chunk = item.chunk < 0 ? nullptr : &rank.stage->chunks[index(item.chunk)];
-  compute(*op, {&program_, chunk, rank.id, steps_}, views(rank, item, op->in), views(rank, item, op->out));
+  compute(*op, {&program_, chunk, rank.id, steps_}, views(rank, launch.item, op->in),
+          views(rank, launch.item, op->out));
   finish(rank, stream);
   return true;
 }
@@ -234,7 +241,8 @@ bool Reference::run_collective(Rank& rank, std::size_t stream, const Op& op) {
       throw std::runtime_error("a member has no collective left to match " + op.label);
     const Launch launch = member.queue[stream][member.head[stream]];
     const Op* theirs = op_of(member, launch);
-    if (theirs == nullptr || theirs->group != op.group || !ready(member, launch)) return false;
+    if (theirs == nullptr || !is_communication(theirs->kind) || theirs->group != op.group || !ready(member, launch))
+      return false;
     if (theirs->kind != op.kind || theirs->label != op.label) {
       throw std::runtime_error("members of one communicator disagree: " + op.label + " against " + theirs->label);
     }
@@ -242,10 +250,8 @@ bool Reference::run_collective(Rank& rank, std::size_t stream, const Op& op) {
   }
   for (Rank* member : members) {
     const Launch launch = member->queue[stream][member->head[stream]];
-    start_item(*member, launch.item);
-    const Item& item = member->stage->items[index(launch.item)];
-    in.push_back(views(*member, item, op_of(*member, launch)->in));
-    out.push_back(views(*member, item, op_of(*member, launch)->out));
+    in.push_back(views(*member, launch.item, op_of(*member, launch)->in));
+    out.push_back(views(*member, launch.item, op_of(*member, launch)->out));
   }
   communicate(op, in, out);
   for (Rank* member : members) finish(*member, stream);
@@ -267,7 +273,9 @@ bool Reference::run_transfers(Rank& rank, const Item& item) {
     if (sides[0].first == nullptr || sides[1].first == nullptr) {
       all = false;
     } else if (first) {
-      if (sides[0].second->bytes != sides[1].second->bytes)
+      if (sides[0].second->bytes != sides[1].second->bytes ||
+          move.bytes > std::min(sides[0].first->stage->frames[index(sides[0].second->frame)].bytes,
+                                sides[1].first->stage->frames[index(sides[1].second->frame)].bytes))
         throw std::runtime_error("two sides of a transfer differ in size");
       std::memcpy(at(*sides[1].first, sides[1].second->frame), at(*sides[0].first, sides[0].second->frame),
                   index(move.bytes));
@@ -304,24 +312,53 @@ Reference::Step Reference::step(const GoldenTensor& tokens) {
       if (!rank.queue[s].empty()) cursors.emplace_back(&rank, s);
     }
   }
-  std::size_t idle = 0;
-  while (idle < 4 * cursors.size() * (1 + cursors.size())) {
-    auto& [rank, stream] = cursors[random_.below(cursors.size())];
-    idle = advance(*rank, stream) ? 0 : idle + 1;
-  }
-  // Random draws may have missed a runnable op: a last pass over all decides.
+  // Streams by priority: those at the back starve, as races need, until a draw moves them.
+  for (std::size_t i = cursors.size(); i > 1; --i) std::swap(cursors[i - 1], cursors[random_.below(i)]);
   for (bool progress = true; progress;) {
-    progress = false;
-    for (auto& [rank, stream] : cursors) {
-      while (advance(*rank, stream)) progress = true;
-    }
+    progress = std::any_of(cursors.begin(), cursors.end(),
+                           [&](auto& cursor) { return advance(*cursor.first, cursor.second); });
+    if (random_.below(16) > 0) continue;
+    const std::size_t up = random_.below(cursors.size()), down = random_.below(cursors.size());
+    std::swap(cursors[up], cursors[down]);
   }
   for (const Rank& rank : ranks_) {
     if (std::find(rank.complete.begin(), rank.complete.end(), false) != rank.complete.end()) report_deadlock();
   }
   ++steps_;
-  return {scalar(ranks_.back(), kLossOffset), std::sqrt(scalar(ranks_.front(), kGradNormOffset))};
+  return scalars();
 }
+
+// The last stage knows the loss and every rank the norm, all of them alike.
+Reference::Step Reference::scalars() const {
+  const double loss = scalar(ranks_.back(), kLossOffset), squares = scalar(ranks_.front(), kGradNormOffset);
+  for (const Rank& rank : ranks_) {
+    const bool last = mesh_.coordinates(rank.id).pp == program_.plan.pp - 1;
+    if (last && scalar(rank, kLossOffset) != loss)
+      throw std::runtime_error("ranks disagree about the loss, or it is not a number");
+    if (scalar(rank, kGradNormOffset) != squares)
+      throw std::runtime_error("ranks disagree about the gradient norm, or it is not a number");
+  }
+  return {loss, std::sqrt(squares)};
+}
+
+namespace {
+
+// Sets one element of a full tensor. Every rank that holds a copy must hold the same bits.
+void put(Weights& out, const ParamPart& part, std::int64_t element, double value) {
+  GoldenTensor& tensor = out[part.name];
+  if (tensor.data.empty()) {
+    tensor.shape = part.global_shape;
+    std::int64_t size = 1;
+    for (const std::int64_t dim : part.global_shape) size *= dim;
+    tensor.data.assign(index(size), std::numeric_limits<double>::quiet_NaN());
+  }
+  double& slot = tensor.data[index(element)];
+  if (std::isnan(value)) throw std::runtime_error("not a number in " + part.name);
+  if (!std::isnan(slot) && slot != value) throw std::runtime_error("replicas disagree about " + part.name);
+  slot = value;
+}
+
+}  // namespace
 
 Weights Reference::gradients() const {
   Weights out;
@@ -330,19 +367,11 @@ Weights Reference::gradients() const {
     // Where the buffer was reduced in shards, only the owner's share is valid.
     const std::int64_t share = element - share_begin(mesh_, bucket, rank.id);
     if (share < 0 || share >= bucket.shard_elements) return;
-    const bool stored_as_shard = frame_of(*rank.stage, Role::Grads, chunk) >= 0 &&
-                                 bucket.shard_elements != bucket.elements && program_.plan.zero_stage >= 2 &&
+    const bool stored_as_shard = bucket.shard_elements != bucket.elements && program_.plan.zero_stage >= 2 &&
                                  program_.plan.effective_grad_sync() == GradSync::EveryMicroBatch;
     const auto* grads =
         reinterpret_cast<const double*>(at(rank, frame_of(*rank.stage, Role::Grads, chunk)) + bucket.grad_offset_bytes);
-    GoldenTensor& tensor = out[part.name];
-    if (tensor.data.empty()) {
-      tensor.shape = part.global_shape;
-      std::int64_t size = 1;
-      for (const std::int64_t dim : part.global_shape) size *= dim;
-      tensor.data.assign(index(size), std::numeric_limits<double>::quiet_NaN());
-    }
-    tensor.data[index(global)] = grads[stored_as_shard ? share : element];
+    put(out, part, global, grads[stored_as_shard ? share : element]);
   });
   return out;
 }
@@ -355,14 +384,7 @@ Weights Reference::weights() const {
     if (share < 0 || share >= bucket.shard_elements) return;
     const auto* master = reinterpret_cast<const double*>(at(rank, frame_of(*rank.stage, Role::Optimizer, chunk)) +
                                                          bucket.optimizer_offset_bytes);
-    GoldenTensor& tensor = out[part.name];
-    if (tensor.data.empty()) {
-      tensor.shape = part.global_shape;
-      std::int64_t size = 1;
-      for (const std::int64_t dim : part.global_shape) size *= dim;
-      tensor.data.assign(index(size), std::numeric_limits<double>::quiet_NaN());
-    }
-    tensor.data[index(global)] = master[share];
+    put(out, part, global, master[share]);
   });
   return out;
 }

@@ -34,12 +34,15 @@ class Reference {
     double grad_norm = 0;
   };
   /// One training step on `tokens` [global_batch, sequence_length + 1]. Throws std::runtime_error on
-  /// deadlock, naming the ops that wait.
+  /// deadlock, naming the ops that wait, on a tensor outside its frame, and when ranks disagree about
+  /// the loss or the norm.
   Step step(const GoldenTensor& tokens);
 
-  /// Full gradients of the last step, put together from the ranks that hold them.
+  /// Full gradients of the last step, put together from the ranks that hold them. Throws
+  /// std::runtime_error when copies (of data- and tensor-parallel ranks, of tied embeddings) differ in
+  /// any bit, or hold NaN.
   [[nodiscard]] Weights gradients() const;
-  /// Full master weights.
+  /// Full master weights, likewise.
   [[nodiscard]] Weights weights() const;
 
  private:
@@ -53,8 +56,9 @@ class Reference {
     std::vector<std::byte> arena;
     std::array<std::vector<Launch>, kStreamCount> queue;
     std::array<std::size_t, kStreamCount> head{};
-    std::vector<std::int64_t> first;      // by item: its first op
-    std::vector<bool> complete, started;  // by op, by item
+    std::vector<std::int64_t> first;    // by item: its first op
+    std::vector<bool> complete;         // by op
+    std::vector<std::int32_t> toucher;  // by frame: the item that used it last in this step, or -1
   };
   using Match = std::tuple<std::int64_t, std::int64_t, bool, std::int32_t, std::int32_t>;
 
@@ -62,16 +66,17 @@ class Reference {
   void fill_batch(Rank& rank, const GoldenTensor& tokens);
   bool ready(const Rank& rank, const Launch& launch) const;
   bool advance(Rank& rank, std::size_t stream);
-  void start_item(Rank& rank, std::int32_t item);
+  void touch(Rank& rank, std::int32_t item, std::int32_t frame);
   void finish(Rank& rank, std::size_t stream);
   bool run_collective(Rank& rank, std::size_t stream, const Op& op);
   bool run_transfers(Rank& rank, const Item& item);
   [[noreturn]] void report_deadlock() const;
 
   const Op* op_of(const Rank& rank, const Launch& launch) const;
-  std::vector<View> views(Rank& rank, const Item& item, const std::vector<TensorId>& ids);
+  std::vector<View> views(Rank& rank, std::int32_t item_index, const std::vector<TensorId>& ids);
   std::byte* at(const Rank& rank, std::int32_t frame) const;
   double scalar(const Rank& rank, std::int64_t offset_bytes) const;
+  Step scalars() const;
 
   // Visits every element of every parameter of every rank: (rank, chunk index, bucket, element in the
   // bucket, Hugging Face tensor name, element in it).

@@ -48,6 +48,19 @@ double activate_slope(ActivationKind kind, double x) {
   throw std::logic_error("unknown activation");
 }
 
+// An index or a count that an op reads from memory. Poison (-1) and garbage must not reach an address.
+Int index_below(Int value, Int bound) {
+  if (value < 0 || value >= bound) throw std::runtime_error("an index in memory is out of range");
+  return value;
+}
+
+// Counts [S, C, El] of rows, at most `bound` in all.
+void require_counts(const View& counts, Int bound) {
+  Int total = 0;
+  for (Int i = 0; i < counts.size(); ++i) total += index_below(counts.i()[i], bound + 1);
+  index_below(total, bound + 1);
+}
+
 // One op with everything it may look at.
 class Computation {
  public:
@@ -135,7 +148,7 @@ class Computation {
   void position_add() {
     const Int rows = in_[0].dim(0), d = in_[0].dim(1);
     for (Int t = 0; t < rows; ++t) {
-      const Int position = in_[1].i()[global_row(t, rows, in_[1].size())];
+      const Int position = index_below(in_[1].i()[global_row(t, rows, in_[1].size())], in_[2].dim(0));
       for (Int c = 0; c < d; ++c) out_[0].f()[t * d + c] = in_[0].f()[t * d + c] + in_[2].f()[position * d + c];
     }
   }
@@ -143,7 +156,7 @@ class Computation {
   void position_grad() {
     const Int rows = in_[1].dim(0), d = in_[1].dim(1);
     for (Int t = 0; t < rows; ++t) {
-      const Int position = in_[0].i()[global_row(t, rows, in_[0].size())];
+      const Int position = index_below(in_[0].i()[global_row(t, rows, in_[0].size())], out_[0].dim(0));
       for (Int c = 0; c < d; ++c) out_[0].f()[position * d + c] += in_[1].f()[t * d + c];
     }
   }
@@ -214,6 +227,7 @@ class Computation {
   // Rows of an expert buffer that hold data, or all rows.
   Int valid_rows(const View& rows, const View* counts) const {
     if (counts == nullptr) return rows.dim(0);
+    require_counts(*counts, rows.dim(0));
     Int total = 0;
     for (Int i = 0; i < counts->size(); ++i) total += counts->i()[i];
     return total;
@@ -407,6 +421,7 @@ class Computation {
     for (Int t = 0; t < rows; ++t) {
       const double *dprobs = in_[0].f() + t * k, *softmax = in_[2].f() + t * e;
       const std::int32_t* chosen = in_[1].i() + t * k;
+      for (Int j = 0; j < k; ++j) index_below(chosen[j], e);
       double total = 0, weighted = 0;
       for (Int j = 0; j < k; ++j) {
         total += softmax[chosen[j]];
@@ -426,7 +441,10 @@ class Computation {
   void permute() {
     const Int rows = in_[0].dim(0), d = in_[0].dim(1), k = a_.top_k;
     std::vector<Int> slots;
-    for (Int s = 0; s < rows * k; ++s) slots.push_back(s);
+    for (Int s = 0; s < rows * k; ++s) {
+      index_below(in_[1].i()[s], out_[2].size());
+      slots.push_back(s);
+    }
     std::stable_sort(slots.begin(), slots.end(), [&](Int x, Int y) { return in_[1].i()[x] < in_[1].i()[y]; });
     std::fill_n(out_[2].i(), out_[2].size(), 0);
     for (Int r = 0; r < rows * k; ++r) {
@@ -441,7 +459,8 @@ class Computation {
     const Int d = out_[0].dim(1), k = in_[1].dim(1);
     std::fill_n(out_[0].f(), out_[0].size(), 0.0);
     for (Int slot = 0; slot < in_[1].size(); ++slot) {
-      for (Int c = 0; c < d; ++c) out_[0].f()[slot / k * d + c] += in_[0].f()[in_[1].i()[slot] * d + c];
+      const Int row = index_below(in_[1].i()[slot], in_[0].dim(0));
+      for (Int c = 0; c < d; ++c) out_[0].f()[slot / k * d + c] += in_[0].f()[row * d + c];
     }
   }
 
@@ -449,15 +468,15 @@ class Computation {
     const Int d = out_[0].dim(1), k = in_[1].dim(1);
     std::fill_n(out_[0].f(), out_[0].size(), 0.0);
     for (Int slot = 0; slot < in_[1].size(); ++slot) {
-      for (Int c = 0; c < d; ++c)
-        out_[0].f()[slot / k * d + c] += in_[2].f()[slot] * in_[0].f()[in_[1].i()[slot] * d + c];
+      const Int row = index_below(in_[1].i()[slot], in_[0].dim(0));
+      for (Int c = 0; c < d; ++c) out_[0].f()[slot / k * d + c] += in_[2].f()[slot] * in_[0].f()[row * d + c];
     }
   }
 
   void unpermute_grad() {
     const Int d = in_[0].dim(1), k = in_[2].dim(1);
     for (Int slot = 0; slot < in_[2].size(); ++slot) {
-      const Int row = in_[2].i()[slot];
+      const Int row = index_below(in_[2].i()[slot], in_[1].dim(0));
       double sum = 0;
       for (Int c = 0; c < d; ++c) {
         const double dy = in_[0].f()[slot / k * d + c];
@@ -472,6 +491,7 @@ class Computation {
     const View& counts = in_[1];
     const Int d = in_[0].dim(1), segments = counts.dim(0), sources = counts.dim(1), experts = counts.dim(2),
               bound = a_.rows_bound;
+    require_counts(counts, in_[0].dim(0));
     Int sorted = 0;
     for (Int e = 0; e < experts; ++e) {
       for (Int s = 0; s < segments; ++s) {
@@ -495,6 +515,7 @@ class Computation {
   template <class Visit>
   void for_each_expert(const View& counts, Visit visit) const {
     const Int experts = counts.dim(2);
+    require_counts(counts, in_[0].dim(0));
     Int first = 0;
     for (Int e = 0; e < experts; ++e) {
       Int rows = 0;
@@ -692,6 +713,7 @@ void all_to_all_v(const Op& op, const std::vector<std::vector<View>>& in, const 
   const Int local = op.attr.local_experts, d = in[0][0].dim(1);
   // Where, in the sender's rows (by expert) and in the receiver's (by source, then expert), each share starts.
   std::vector<Int> receive_at(n, 0);
+  for (std::size_t r = 0; r < n; ++r) require_counts(in[r][1], (op.attr.reverse ? out : in)[r][0].dim(0));
   for (std::size_t source = 0; source < n; ++source) {
     Int send_at = 0;
     for (std::size_t target = 0; target < n; ++target) {

@@ -6,6 +6,7 @@
 
 #include "tests/program/reference.h"
 #include "tests/program/tiny_models.h"
+#include "tests/program/training.h"
 
 using namespace trainyard;
 
@@ -24,61 +25,29 @@ ParallelPlan four_sequences() {
   return plan;
 }
 
-// Random weights for every tensor that the sharding table names, and random tokens.
-Weights random_weights(const StepProgram& program) {
-  Weights weights;
-  for (const StageProgram& stage : program.stages) {
-    for (const Chunk& chunk : stage.chunks) {
-      for (const Bucket& bucket : chunk.buckets) {
-        for (const Param& param : bucket.params) {
-          for (const ParamPart& part : param.parts) {
-            GoldenTensor& tensor = weights[part.name];
-            tensor.shape = part.global_shape;
-            std::int64_t size = 1;
-            for (const std::int64_t dim : part.global_shape) size *= dim;
-            tensor.data.resize(static_cast<std::size_t>(size));
-          }
-        }
-      }
-    }
-  }
-  for (auto& [name, tensor] : weights) {
-    RandomStream random(3, name);
-    const double scale = tensor.shape.size() == 2 ? 1 / std::sqrt(32.0) : 0.2;
-    for (double& x : tensor.data) x = scale * random.normal() + (tensor.shape.size() == 1 ? 0.7 : 0.0);
-  }
-  return weights;
-}
-
-GoldenTensor random_tokens(const ModelSpec& model, const ParallelPlan& plan) {
-  RandomStream random(4, "tokens");
-  GoldenTensor tokens;
-  for (std::int64_t i = 0; i < plan.global_batch * (plan.sequence_length + 1); ++i) {
-    tokens.data.push_back(static_cast<double>(random.below(static_cast<std::uint64_t>(model.vocab_size))));
-  }
-  return tokens;
-}
-
-struct Run {
-  std::vector<Reference::Step> steps;
-  Weights weights;
-};
-
-Run train(const ModelSpec& model, const ParallelPlan& plan, std::uint64_t seed) {
-  const StepProgram program = lower(model, plan);
+StepProgram checked(const ModelSpec& model, const ParallelPlan& plan) {
+  StepProgram program = lower(model, plan);
   REQUIRE(check(program).empty());
-  Reference reference(program, seed);
-  reference.set_weights(random_weights(program));
-  Run run;
-  for (int i = 0; i < 3; ++i) run.steps.push_back(reference.step(random_tokens(model, plan)));
-  run.weights = reference.weights();
-  return run;
+  return program;
+}
+
+double size(const std::vector<double>& x) {
+  double squares = 0;
+  for (const double value : x) squares += value * value;
+  return std::sqrt(squares);
 }
 
 void check_same(const Run& got, const Run& want) {
   for (std::size_t i = 0; i < want.steps.size(); ++i) {
     CHECK(got.steps[i].loss == Approx(want.steps[i].loss).epsilon(1e-11));
     CHECK(got.steps[i].grad_norm == Approx(want.steps[i].grad_norm).epsilon(1e-10));
+  }
+  REQUIRE(got.gradients.size() == want.gradients.size());
+  for (const auto& [name, tensor] : want.gradients) {
+    std::vector<double> difference = got.gradients.at(name).data;
+    for (std::size_t i = 0; i < difference.size(); ++i) difference[i] -= tensor.data[i];
+    INFO("gradient of " << name);
+    CHECK(size(difference) <= 1e-10 * size(tensor.data) + 1e-14);
   }
   for (const auto& [name, tensor] : want.weights) {
     double worst = 0;
@@ -128,7 +97,7 @@ TEST_CASE("any plan, same loss", "[program]") {
     plan.cp = 4;
   }
   ParallelPlan single = four_sequences();
-  check_same(train(model, plan, 1), train(model, single, 2));
+  check_same(train(checked(model, plan), 3, 1), train(checked(model, single), 3, 2));
 }
 
 TEST_CASE("random order of ready ops gives the same bits", "[program]") {
@@ -138,16 +107,36 @@ TEST_CASE("random order of ready ops gives the same bits", "[program]") {
   plan.schedule = PipelineSchedule::Interleaved;
   plan.sequence_parallel = true;
   plan.zero_stage = 1;
-  const Run first = train(four_layers(ModelFamily::Grok1), plan, 1);
-  for (std::uint64_t seed = 2; seed < 6; ++seed) {
-    const Run again = train(four_layers(ModelFamily::Grok1), plan, seed);
-    for (std::size_t i = 0; i < first.steps.size(); ++i) {
-      CHECK(again.steps[i].loss == first.steps[i].loss);
-      CHECK(again.steps[i].grad_norm == first.steps[i].grad_norm);
-    }
-    for (const auto& [name, tensor] : first.weights) CHECK(again.weights.at(name).data == tensor.data);
+  const StepProgram program = checked(four_layers(ModelFamily::Grok1), plan);
+  const Run first = train(program, 3, 1);
+  for (std::uint64_t seed = 2; seed < 6; ++seed) CHECK(same_bits(train(program, 3, seed), first));
+}
+
+namespace {
+
+// `cases` random plans against one rank, all sequences in one micro-batch there.
+void compare_random_plans(std::uint64_t seed, int cases) {
+  RandomStream random(seed, "plans");
+  for (int i = 0; i < cases; ++i) {
+    ModelSpec model = tiny_model(static_cast<ModelFamily>(i % 4));
+    model.num_hidden_layers = 8;
+    model.hidden_dropout = random.below(3) == 0 ? 0.1 : 0;
+    model.sliding_window = random.below(3) == 0 ? 5 : 0;
+    ParallelPlan plan = random_plan(model, random);
+    while (plan.global_batch > 16) plan = random_plan(model, random);
+    plan.optimizer.clip_grad = 0.5;
+    ParallelPlan single = four_sequences();
+    single.global_batch = single.micro_batch = plan.global_batch;
+    INFO("seed " << seed << " case " << i << " " << describe(model, plan));
+    REQUIRE(validate(plan, model, nullptr).empty());
+    check_same(train(checked(model, plan), 2, 1), train(checked(model, single), 2, 2));
   }
 }
+
+}  // namespace
+
+TEST_CASE("random plans, same loss", "[program]") { compare_random_plans(21, 8); }
+TEST_CASE("many random plans, same loss", "[program][slow]") { compare_random_plans(22, 400); }
 
 TEST_CASE("gradients are the slopes of the loss", "[program]") {
   const auto family = GENERATE(ModelFamily::Llama, ModelFamily::Mixtral, ModelFamily::Grok1, ModelFamily::Gpt3);

@@ -32,6 +32,7 @@ double standard_error(const std::vector<double>& values) {
 template <class Of>
 std::vector<double> over(const std::vector<RunResult>& runs, Of of) {
   std::vector<double> out;
+  out.reserve(runs.size());
   for (const RunResult& run : runs) out.push_back(static_cast<double>(of(run)));
   return out;
 }

@@ -60,7 +60,10 @@ struct FlowNetwork::Impl {
     double fastest_end;  // no matter what others do, it does not end before
   };
   std::vector<sg4::CommPtr> comms;
-  std::vector<Flow> flows;      // beside comms
+  std::vector<Flow> flows;                                    // beside comms
+  double earliest = std::numeric_limits<double>::infinity();  // of their fastest ends
+  std::vector<sg4::CommPtr> awaited;  // in one call of wait(): flows that may end in time, and where they are above
+  std::vector<std::size_t> awaited_flow;
   std::vector<double> fastest;  // by channel class: units/s that its links allow it alone
   // Of channels for collectives: a link of their own that holds them to what their algorithm can do. (A rate
   // set on a comm between two hosts is ignored in this version.)
@@ -84,6 +87,7 @@ struct FlowNetwork::Impl {
     const double limit = flow.rate > 0 ? std::min(flow.rate, alone) : alone;
     // A shade early, so that rounding never lets a flow end before its bound.
     flows.back().fastest_end = sg4::Engine::get_clock() + static_cast<double>(units) / limit * (1 - 1e-12);
+    earliest = std::min(earliest, flows.back().fastest_end);
   }
   // What each channel class that crosses the link could move if it were alone.
   void find_fastest(std::int32_t link_class) {
@@ -101,6 +105,10 @@ struct FlowNetwork::Impl {
     std::swap(flows[i], flows.back());
     comms.pop_back();
     flows.pop_back();
+  }
+  void find_earliest() {
+    earliest = std::numeric_limits<double>::infinity();
+    for (const Flow& flow : flows) earliest = std::min(earliest, flow.fastest_end);
   }
   bool crosses(std::int32_t channel, std::int32_t link_class) const {
     const auto& crossings = weights.by_channel[static_cast<std::size_t>(channel)];
@@ -181,32 +189,38 @@ void FlowNetwork::start(std::int32_t channel, double bytes, double max_bytes_per
   ++impl_->started;
 }
 
-double FlowNetwork::earliest_end() const {
-  double earliest = std::numeric_limits<double>::infinity();
-  for (const Impl::Flow& flow : impl_->flows) earliest = std::min(earliest, flow.fastest_end);
-  return earliest;
-}
+double FlowNetwork::earliest_end() const { return impl_->earliest; }
 
 std::optional<std::int64_t> FlowNetwork::wait(double time_s, double& now_s) {
+  // SimGrid takes time for each flow that it is asked to wait for; most cannot end in time anyway.
+  impl_->awaited.clear();
+  impl_->awaited_flow.clear();
+  for (std::size_t i = 0; i < impl_->flows.size(); ++i) {
+    if (impl_->flows[i].fastest_end > time_s) continue;
+    impl_->awaited.push_back(impl_->comms[i]);
+    impl_->awaited_flow.push_back(i);
+  }
   const double left = time_s - sg4::Engine::get_clock();
   const ssize_t ended = left > 0 || std::isinf(time_s)
-                            ? sg4::Comm::wait_any_for(impl_->comms, std::isinf(time_s) ? -1 : left)
-                            : sg4::Comm::test_any(impl_->comms);
+                            ? sg4::Comm::wait_any_for(impl_->awaited, std::isinf(time_s) ? -1 : left)
+                            : sg4::Comm::test_any(impl_->awaited);
   if (ended < 0) {
     now_s = time_s;
     // Flows that share a link are later than they would be alone: what they have left tells by how much at least.
-    for (std::size_t i = 0; i < impl_->flows.size(); ++i) {
+    for (const std::size_t i : impl_->awaited_flow) {
       Impl::Flow& flow = impl_->flows[i];
-      if (flow.fastest_end > time_s) continue;
       const double alone = impl_->fastest[static_cast<std::size_t>(flow.channel)];
       const double limit = flow.rate > 0 ? std::min(flow.rate, alone) : alone;
       flow.fastest_end = sg4::Engine::get_clock() + impl_->comms[i]->get_remaining() / limit * (1 - 1e-9);
     }
+    impl_->find_earliest();
     return std::nullopt;
   }
   now_s = std::min(sg4::Engine::get_clock(), time_s);
-  const std::int64_t tag = impl_->flows[static_cast<std::size_t>(ended)].tag;
-  impl_->remove(static_cast<std::size_t>(ended));
+  const std::size_t flow = impl_->awaited_flow[static_cast<std::size_t>(ended)];
+  const std::int64_t tag = impl_->flows[flow].tag;
+  impl_->remove(flow);
+  impl_->find_earliest();
   return tag;
 }
 
@@ -230,6 +244,7 @@ void FlowNetwork::set_capacity(std::int32_t link_class, double bytes_per_s) {
     impl_->remove(i);
     impl_->start(flow, std::max<std::uint64_t>(1, static_cast<std::uint64_t>(left + 0.5)));
   }
+  impl_->find_earliest();
 }
 
 }  // namespace trainyard

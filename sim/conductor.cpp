@@ -1,0 +1,820 @@
+#include "sim/conductor.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <deque>
+#include <limits>
+#include <map>
+#include <memory>
+#include <optional>
+#include <queue>
+#include <tuple>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+#include <xxhash.h>
+
+#include "models/base/check.h"
+#include "models/base/units.h"
+#include "sim/flow_network.h"
+#include "sim/fold.h"
+#include "sim/private_runs.h"
+
+namespace trainyard {
+
+namespace {
+
+std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
+
+constexpr double kNever = std::numeric_limits<double>::infinity();
+/// NCCL's queue pairs give up after 4.096 us * 2^20 * 7 (NCCL_IB_TIMEOUT 20, NCCL_IB_RETRY_CNT 7).
+constexpr double kQueuePairTimeout_s = 4.096e-6 * (1 << 20) * 7;
+
+class Conductor {
+ public:
+  Conductor(const StepProgram& program, const ClusterSpec& cluster, const CostModel& cost, const StepOptions& options,
+            const Fold& fold)
+      : program_(program), cluster_(cluster), cost_(cost), options_(options), fold_(fold), network_(fold) {
+    for (const StageProgram& stage : program.stages) flat_.push_back(flatten(program, stage));
+    classes_.reserve(fold.ranks.size());
+    for (std::size_t c = 0; c < fold.ranks.size(); ++c) classes_.emplace_back(flat_[index(fold.ranks[c].stage)]);
+    find_sorts();
+    find_slow_gpus();
+    plan_link_changes();
+    if (options.merge) make_private_runs();
+    hash_ = XXH64_createState();
+    XXH64_reset(hash_, 0);
+  }
+  ~Conductor() { XXH64_freeState(hash_); }
+  Conductor(const Conductor&) = delete;
+  Conductor& operator=(const Conductor&) = delete;
+
+  Result<StepResult> run() {
+    network_.run([this] { conduct(); });
+    if (problem_) return *problem_;
+    return finished();
+  }
+
+ private:
+  // --- state
+
+  struct Cursor {
+    std::size_t head = 0;
+    bool running = false;
+  };
+  struct ClassState {
+    explicit ClassState(const FlatStage& from) : flat(&from), done(from.ops.size(), 0), left(from.first.size() - 1) {
+      for (std::size_t i = 0; i + 1 < from.first.size(); ++i) left[i] = from.first[i + 1] - from.first[i];
+    }
+    const FlatStage* flat;
+    std::array<Cursor, kStreamCount> cursor;
+    std::vector<char> done;                                                    // by flat op
+    std::vector<std::int32_t> left;                                            // by item: ops that have not completed
+    std::map<std::int32_t, std::int32_t> transfers_left;                       // by item in flight
+    std::array<std::array<std::int32_t, kStreamCount>, kGroupCount> joined{};  // collectives, by communicator
+    std::array<double, kStreamCount> started_at{};
+    double run_started_at = 0;
+    double compute_free_at = 0;
+    double end_s = 0;
+    std::array<double, kStreamCount> busy_s{};
+    std::array<double, kStepPartCount> part_s{};
+    // Of the GPU's slow windows: [begin, end) and factor.
+    struct Window {
+      double begin, end, factor;
+    };
+    std::vector<Window> slow;
+    bool constant_speed = true;
+    std::vector<std::shared_ptr<const PrivateRuns>> runs;  // by block, where merging is possible
+  };
+
+  enum class EventKind : std::uint8_t { OpDone, RunDone, CollectiveDone, FlowStarts, LinkChange, QueuePairTimeout };
+  struct Event {
+    double time = 0;
+    EventKind kind = EventKind::OpDone;
+    std::int32_t rank_class = -1;
+    std::int32_t flat_op = -1;  // OpDone; RunDone: first op of the run
+    std::int64_t tag = -1;      // collective, transfer or link change
+    std::int64_t order = 0;     // total order
+    bool operator>(const Event& other) const { return std::tie(time, order) > std::tie(other.time, other.order); }
+  };
+
+  // A collective or transfer under way. Slots are used again: `tag` is a slot.
+  struct Waiting {
+    std::int32_t rank_class, flat_op;
+  };
+  struct Channel {
+    std::int32_t channel_class = -1;
+    const Op* op = nullptr;        // null: a transfer
+    double bytes = 0;              // of a transfer
+    std::vector<Waiting> waiting;  // members, or sender and receiver
+    double started_at = 0;
+    double flow_bytes = 0, flow_rate = 0;
+    bool flowing = false;
+  };
+  struct LinkChange {
+    double time = 0;
+    std::int32_t link_class = 0;
+    double capacity = 0;
+    bool down = false;
+  };
+
+  using CollectiveKey = std::tuple<std::int32_t, std::int32_t, std::int32_t>;  // channel class, stream, how many before
+  using TransferKey = std::tuple<std::int32_t, std::int32_t, std::int32_t>;  // channel class, model chunk, micro-batch
+
+  // --- setting up
+
+  void find_slow_gpus() {
+    for (std::size_t c = 0; c < classes_.size(); ++c) {
+      const std::int64_t rank = fold_.ranks[c].representative;
+      for (const InjectedFault& fault : options_.degradations) {
+        if (fault.kind != InjectedKind::GpuSlow || rank / cluster_.gpus_per_node != fault.node ||
+            rank % cluster_.gpus_per_node != fault.device)
+          continue;
+        const double end = fault.duration_s ? fault.at_s + *fault.duration_s : kNever;
+        classes_[c].slow.push_back({fault.at_s, end, fault.factor});
+        classes_[c].constant_speed &= fault.at_s <= 0 && !fault.duration_s;
+      }
+    }
+  }
+
+  // Capacities over time of the links that a degradation strikes.
+  void plan_link_changes() {
+    for (std::size_t l = 0; l < fold_.links.size(); ++l) {
+      std::vector<std::pair<double, double>> times;  // (time, +-)
+      std::vector<const InjectedFault*> hit;
+      for (const InjectedFault& fault : options_.degradations) {
+        if (fault.kind != InjectedKind::NicSlow && fault.kind != InjectedKind::LinkDown) continue;
+        const std::int64_t nic =
+            fault.node * cluster_.nics_per_node + fault.device * cluster_.nics_per_node / cluster_.gpus_per_node;
+        if (fold_.links[l].representative / 2 == nic && fold_.links[l].representative < 2 * nics())
+          hit.push_back(&fault);
+      }
+      std::vector<double> moments;
+      for (const InjectedFault* fault : hit) {
+        moments.push_back(fault->at_s);
+        if (fault->duration_s) moments.push_back(fault->at_s + *fault->duration_s);
+      }
+      std::sort(moments.begin(), moments.end());
+      moments.erase(std::unique(moments.begin(), moments.end()), moments.end());
+      for (const double moment : moments) {
+        double capacity = fold_.links[l].capacity_bytes_per_s;
+        bool down = false;
+        for (const InjectedFault* fault : hit) {
+          const bool active =
+              fault->at_s <= moment && (!fault->duration_s || moment < fault->at_s + *fault->duration_s);
+          if (!active) continue;
+          down |= fault->kind == InjectedKind::LinkDown;
+          if (fault->kind == InjectedKind::NicSlow) capacity /= fault->factor;
+        }
+        link_changes_.push_back({moment, static_cast<std::int32_t>(l), down ? 0 : capacity, down});
+      }
+    }
+    down_since_.assign(fold_.links.size(), kNever);
+  }
+
+  std::int64_t nics() const {
+    return (program_.plan.ranks() + cluster_.gpus_per_node - 1) / cluster_.gpus_per_node * cluster_.nics_per_node;
+  }
+
+  // Runs of a block's private ops can be replayed for a class whose NVLink neighbours are all of its own class and
+  // whose speed does not change. Classes of one factor share them.
+  void make_private_runs() {
+    std::map<std::pair<std::int32_t, double>, std::shared_ptr<const PrivateRuns>> made;
+    for (std::size_t c = 0; c < classes_.size(); ++c) {
+      ClassState& state = classes_[c];
+      state.runs.resize(program_.blocks.size());
+      if (!state.constant_speed) continue;
+      const double factor = state.slow.empty() ? 1 : slow_factor(state);
+      const std::array<bool, kGroupCount> alone = private_groups(c);
+      for (const Item& item : state.flat->stage->items) {
+        if (item.block < 0 || state.runs[index(item.block)]) continue;
+        std::int64_t key = item.block;
+        for (std::size_t g = 0; g < kGroupCount; ++g) key = key * 2 + (alone[g] ? 1 : 0);
+        auto& runs = made[{static_cast<std::int32_t>(key), factor}];
+        if (!runs) {
+          runs = std::make_shared<const PrivateRuns>(program_.blocks[index(item.block)], alone, [&](const Op& op) {
+            return is_communication(op.kind) ? cost_.nvlink_collective_seconds(
+                                                   collective_of(op.kind), group_ranks(c, op.group), op.payload_bytes)
+                                             : cost_.op_seconds(op) * factor;
+          });
+        }
+        state.runs[index(item.block)] = runs;
+      }
+    }
+  }
+
+  static double slow_factor(const ClassState& state) {
+    double factor = 1;
+    for (const auto& window : state.slow) factor *= window.factor;
+    return factor;
+  }
+
+  // Groups whose members share a node and are all of class c: their collectives are as private as a kernel.
+  std::array<bool, kGroupCount> private_groups(std::size_t c) const {
+    std::array<bool, kGroupCount> alone{};
+    for (std::size_t s = 0; s < fold_.sorts.size(); ++s) {
+      if (fold_.sorts[s].kind == ChannelKind::Transfer) continue;
+      const std::int32_t channel = fold_.ranks[c].channel[s];
+      if (channel < 0) continue;
+      const ChannelClass& its = fold_.channels[index(channel)];
+      alone[static_cast<std::size_t>(fold_.sorts[s].group)] = its.inside_node && its.rank_classes.size() == 1;
+    }
+    return alone;
+  }
+
+  std::int64_t group_ranks(std::size_t c, Group group) const {
+    const std::int32_t channel = channel_of(c, group);
+    return channel < 0 ? 1 : fold_.channels[index(channel)].ranks;
+  }
+
+  std::int32_t channel_of(std::size_t c, Group group) const {
+    const std::int32_t sort = sort_of_group_[static_cast<std::size_t>(group)];
+    return sort < 0 ? -1 : fold_.ranks[c].channel[index(sort)];
+  }
+
+  void find_sorts() {
+    sort_of_group_.fill(-1);
+    for (std::size_t s = 0; s < fold_.sorts.size(); ++s) {
+      const ChannelSort& sort = fold_.sorts[s];
+      (sort.kind == ChannelKind::Transfer ? sort_of_transfers_[sort.backward ? 1 : 0]
+                                          : sort_of_group_[static_cast<std::size_t>(sort.group)]) =
+          static_cast<std::int32_t>(s);
+    }
+  }
+
+  // --- the loop
+
+  void push(Event event) {
+    event.order = next_order_++;
+    events_.push(event);
+  }
+
+  void conduct() {
+    for (std::size_t i = 0; i < link_changes_.size(); ++i) {
+      if (link_changes_[i].time <= 0) {
+        apply(link_changes_[i]);
+      } else {
+        push({link_changes_[i].time, EventKind::LinkChange, -1, -1, static_cast<std::int64_t>(i), 0});
+      }
+    }
+    for (std::size_t c = 0; c < classes_.size(); ++c) advance(c, StepPart::Bubble, 0);
+    while (!over_ && unfinished_classes() > 0) {
+      const double next = events_.empty() ? kNever : events_.top().time;
+      // SimGrid is asked only when a flow may have ended: asking costs more than an event of our own.
+      if (network_.in_flight() > 0 && next >= network_.earliest_end()) {
+        if (const auto tag = network_.wait(next, now_)) {
+          channel_done(*tag);
+          continue;
+        }
+      } else if (network_.in_flight() == 0 && events_.empty()) {
+        return deadlock();
+      }
+      if (next == kNever) continue;
+      const Event event = events_.top();
+      events_.pop();
+      now_ = event.time;
+      ++event_count_;
+      handle(event);
+    }
+  }
+
+  std::size_t unfinished_classes() const { return classes_.size() - finished_classes_; }
+
+  void handle(const Event& event) {
+    switch (event.kind) {
+      case EventKind::OpDone:
+        complete(index(event.rank_class), event.flat_op);
+        return advance(index(event.rank_class), StepPart::Bubble, 0);
+      case EventKind::RunDone: return run_done(index(event.rank_class), event.flat_op);
+      case EventKind::CollectiveDone: return channel_done(event.tag);
+      case EventKind::FlowStarts: {
+        network_.sleep_until(now_);
+        Channel& channel = channels_[index(event.tag)];
+        channel.flowing = true;
+        network_.start(channel.channel_class, channel.flow_bytes, channel.flow_rate, event.tag);
+        return watch_queue_pairs(event.tag);
+      }
+      case EventKind::LinkChange: network_.sleep_until(now_); return apply(link_changes_[index(event.tag)]);
+      case EventKind::QueuePairTimeout: return queue_pair_timeout(event.tag);
+    }
+  }
+
+  // --- links that fail
+
+  void apply(const LinkChange& change) {
+    network_.set_capacity(change.link_class, change.capacity);
+    down_since_[index(change.link_class)] = change.down ? now_ : kNever;
+    if (!change.down) return;
+    for (std::size_t tag = 0; tag < channels_.size(); ++tag) {
+      if (channels_[tag].flowing) watch_queue_pairs(static_cast<std::int64_t>(tag));
+    }
+  }
+
+  double stalled_since(const Channel& channel) const {
+    double since = kNever;
+    for (const Crossing& crossing : fold_.channels[index(channel.channel_class)].crossings) {
+      since = std::min(since, down_since_[index(crossing.link_class)]);
+    }
+    return since;
+  }
+
+  void watch_queue_pairs(std::int64_t tag) {
+    if (stalled_since(channels_[index(tag)]) == kNever) return;
+    push({now_ + kQueuePairTimeout_s, EventKind::QueuePairTimeout, -1, -1, tag, 0});
+  }
+
+  // Retries are spent if the flow is still there and its link has been down all along.
+  void queue_pair_timeout(std::int64_t tag) {
+    const Channel& channel = channels_[index(tag)];
+    const double since = now_ - kQueuePairTimeout_s + 1e-9;
+    if (!channel.flowing || channel.started_at > since || stalled_since(channel) > since) return;
+    error_ = fmt::format("a queue pair gave up after {:.1f} s without its link: {} over {}", kQueuePairTimeout_s,
+                         channel.op != nullptr ? channel.op->label : "pipeline transfer",
+                         to_string(fold_.sorts[index(fold_.channels[index(channel.channel_class)].sort)].group));
+    over_ = true;
+  }
+
+  // --- ops
+
+  bool ready(const ClassState& state, std::int32_t flat_op) const {
+    const FlatOp& flat = state.flat->ops[index(flat_op)];
+    const Item& item = state.flat->stage->items[index(flat.item)];
+    // An item's waits hold for each of its ops; once one op of it has started they are met for good.
+    const std::int32_t first = state.flat->first[index(flat.item)];
+    for (const Wait& wait : item.waits) {
+      if (wait.op >= 0 ? !state.done[index(state.flat->first[index(wait.item)] + wait.op)]
+                       : state.left[index(wait.item)] > 0)
+        return false;
+    }
+    if (flat.op == nullptr) return true;
+    for (const OpId dep : flat.op->deps) {
+      if (!state.done[index(first + dep)]) return false;
+    }
+    return true;
+  }
+
+  // Starts whatever can start on class c now. `cause` and `carried_s`: which communication has just ended, if one
+  // has, and how long it was moving: that is what a compute op that starts now was waiting for.
+  void advance(std::size_t c, StepPart cause, double carried_s) {
+    ClassState& state = classes_[c];
+    bool progress = true;
+    while (progress) {
+      progress = false;
+      for (std::size_t s = 0; s < kStreamCount; ++s) {
+        Cursor& cursor = state.cursor[s];
+        const auto& queue = state.flat->queue[s];
+        while (!cursor.running && cursor.head < queue.size() && ready(state, queue[cursor.head])) {
+          const std::int32_t flat_op = queue[cursor.head];
+          if (start_run(c, flat_op, cause, carried_s)) {
+            progress = true;
+            break;
+          }
+          cursor.running = true;
+          if (s == 0) account_gap(state, cause, carried_s);
+          start(c, s, flat_op);
+          progress = true;
+        }
+      }
+    }
+  }
+
+  void account_gap(ClassState& state, StepPart cause, double carried_s) {
+    const double gap = now_ - state.compute_free_at;
+    if (gap <= 0) return;
+    if (cause == StepPart::ExposedPp) {
+      const double moving = std::min(gap, carried_s);
+      state.part_s[static_cast<std::size_t>(StepPart::ExposedPp)] += moving;
+      state.part_s[static_cast<std::size_t>(StepPart::Bubble)] += gap - moving;
+    } else {
+      state.part_s[static_cast<std::size_t>(cause)] += gap;
+    }
+    state.compute_free_at = now_;
+  }
+
+  // The step interpreter proper: what each kind of op does to time. OpKind's order; exec has the same switch.
+  void start(std::size_t c, std::size_t stream, std::int32_t flat_op) {
+    ClassState& state = classes_[c];
+    const Op* op = state.flat->ops[index(flat_op)].op;
+    state.started_at[stream] = now_;
+    if (op == nullptr) return post_transfers(c, flat_op);
+    switch (op->kind) {
+      case OpKind::Embedding:
+      case OpKind::EmbeddingGrad:
+      case OpKind::PositionAdd:
+      case OpKind::PositionGrad:
+      case OpKind::Norm:
+      case OpKind::NormGrad:
+      case OpKind::Matmul:
+      case OpKind::BiasAdd:
+      case OpKind::BiasGrad:
+      case OpKind::Activation:
+      case OpKind::ActivationGrad:
+      case OpKind::Add:
+      case OpKind::Dropout:
+      case OpKind::SplitQkv:
+      case OpKind::MergeQkvGrad:
+      case OpKind::Attention:
+      case OpKind::AttentionGrad:
+      case OpKind::Router:
+      case OpKind::RouterGrad:
+      case OpKind::Permute:
+      case OpKind::PermuteGrad:
+      case OpKind::Unpermute:
+      case OpKind::UnpermuteGrad:
+      case OpKind::SortByExpert:
+      case OpKind::GroupedMatmul:
+      case OpKind::GroupedMatmulWgrad:
+      case OpKind::XentMax:
+      case OpKind::XentSum:
+      case OpKind::XentLoss:
+      case OpKind::XentGrad: return run_kernel(c, flat_op, *op);
+      case OpKind::AllReduce:
+      case OpKind::AllGather:
+      case OpKind::ReduceScatter:
+      case OpKind::AllToAllCounts:
+      case OpKind::AllToAllV: return join_collective(c, flat_op, *op);
+      case OpKind::SendRecv: TY_CHECK(false, "transfers come in batches, not as ops");
+      case OpKind::Zero:
+      case OpKind::Copy:
+      case OpKind::Accumulate:
+      case OpKind::SquaredNorm:
+      case OpKind::AdamW:
+      case OpKind::HostSync:
+      case OpKind::Join: return run_kernel(c, flat_op, *op);
+    }
+  }
+
+  void run_kernel(std::size_t c, std::int32_t flat_op, const Op& op) {
+    const double end = slowed_end(classes_[c], now_, kernel_seconds(op));
+    push({end, EventKind::OpDone, static_cast<std::int32_t>(c), flat_op, -1, 0});
+  }
+
+  double kernel_seconds(const Op& op) {
+    const auto [entry, is_new] = kernel_cache_.try_emplace(&op, 0.0);
+    if (is_new) entry->second = cost_.op_seconds(op);
+    return entry->second;
+  }
+
+  // When `seconds` of healthy work end on a GPU that is slow in windows of time.
+  static double slowed_end(const ClassState& state, double from, double seconds) {
+    if (state.slow.empty()) return from + seconds;
+    if (state.constant_speed) return from + seconds * slow_factor(state);
+    double time = from, left = seconds;
+    while (true) {
+      double factor = 1, until = kNever;
+      for (const auto& window : state.slow) {
+        if (time < window.begin) until = std::min(until, window.begin);
+        if (time >= window.begin && time < window.end) {
+          factor *= window.factor;
+          until = std::min(until, window.end);
+        }
+      }
+      if (time + left * factor <= until) return time + left * factor;
+      left -= (until - time) / factor;
+      time = until;
+    }
+  }
+
+  // --- collectives
+
+  void join_collective(std::size_t c, std::int32_t flat_op, const Op& op) {
+    const std::int32_t channel_class = channel_of(c, op.group);
+    if (channel_class < 0) {  // a group of one rank
+      push({now_, EventKind::OpDone, static_cast<std::int32_t>(c), flat_op, -1, 0});
+      return;
+    }
+    // The k-th collective of a communicator is the same op on all its members.
+    const std::int32_t k =
+        classes_[c].joined[static_cast<std::size_t>(op.group)][static_cast<std::size_t>(op.stream)]++;
+    const CollectiveKey key{channel_class, static_cast<std::int32_t>(op.stream), k};
+    const auto [entry, is_new] = open_collectives_.try_emplace(key, -1);
+    if (is_new) entry->second = open_channel(channel_class, &op);
+    const std::int64_t tag = entry->second;
+    Channel& channel = channels_[index(tag)];
+    TY_CHECK(channel.op->kind == op.kind && channel.op->label == op.label,
+             "members of a communicator launch the same collectives in the same order");
+    channel.waiting.push_back({static_cast<std::int32_t>(c), flat_op});
+    if (channel.waiting.size() < fold_.channels[index(channel_class)].rank_classes.size()) return;
+    open_collectives_.erase(entry);
+    begin(tag, channel, op);
+  }
+
+  // The last member has arrived.
+  void begin(std::int64_t tag, Channel& channel, const Op& op) {
+    const ChannelClass& its = fold_.channels[index(channel.channel_class)];
+    channel.started_at = now_;
+    const Collective kind = collective_of(op.kind);
+    if (its.inside_node) {
+      push({now_ + cost_.nvlink_collective_seconds(kind, its.ranks, op.payload_bytes), EventKind::CollectiveDone, -1,
+            -1, tag, 0});
+      return;
+    }
+    const FabricCost fabric =
+        cost_.fabric_collective(kind, its.ranks, its.nodes, op.payload_bytes, cluster_.nic_bytes_per_s);
+    channel.flow_bytes = fabric.bytes_per_nic;
+    channel.flow_rate = fabric.max_bytes_per_s;
+    if (kind == Collective::AllToAll) {
+      // The channel's weights count pairs of members: the flow is what one pair exchanges.
+      const double pairs =
+          static_cast<double>(its.ranks) - static_cast<double>(its.ranks) / static_cast<double>(its.nodes);
+      channel.flow_bytes /= pairs;
+      channel.flow_rate /= pairs;
+    }
+    push({now_ + fabric.latency_s, EventKind::FlowStarts, -1, -1, tag, 0});
+  }
+
+  std::int64_t open_channel(std::int32_t channel_class, const Op* op) {
+    if (free_channels_.empty()) {
+      free_channels_.push_back(static_cast<std::int64_t>(channels_.size()));
+      channels_.emplace_back();
+    }
+    const std::int64_t tag = free_channels_.back();
+    free_channels_.pop_back();
+    Channel& channel = channels_[index(tag)];
+    channel.channel_class = channel_class;
+    channel.op = op;
+    channel.flow_bytes = channel.flow_rate = 0;
+    return tag;
+  }
+
+  void channel_done(std::int64_t tag) {
+    Channel& channel = channels_[index(tag)];
+    const StepPart part = part_of(channel);
+    const double moving_s = now_ - channel.started_at;
+    for (const Waiting& member : channel.waiting) {
+      ClassState& state = classes_[index(member.rank_class)];
+      if (channel.op == nullptr) {
+        auto& left = state.transfers_left[state.flat->ops[index(member.flat_op)].item];
+        if (--left > 0) continue;
+        state.transfers_left.erase(state.flat->ops[index(member.flat_op)].item);
+      }
+      complete(index(member.rank_class), member.flat_op);
+    }
+    channel.flowing = false;
+    free_channels_.push_back(tag);
+    // Members complete together before anyone moves on: a class may be a member twice. Moving on opens channels.
+    released_.clear();
+    released_.swap(channel.waiting);
+    std::int32_t previous = -1;
+    for (const Waiting& member : released_) {
+      if (member.rank_class != previous) advance(index(member.rank_class), part, moving_s);
+      previous = member.rank_class;
+    }
+  }
+
+  StepPart part_of(const Channel& channel) const {
+    return channel.op == nullptr ? StepPart::ExposedPp : part_of(channel.op->group);
+  }
+
+  static StepPart part_of(Group group) {
+    switch (group) {
+      case Group::Tp: return StepPart::ExposedTp;
+      case Group::Cp: return StepPart::ExposedCp;
+      case Group::Ep: return StepPart::ExposedEp;
+      case Group::Pp: return StepPart::ExposedPp;
+      case Group::DpCp:
+      case Group::Edp:
+      case Group::Embedding:
+      case Group::World: return StepPart::ExposedDp;
+    }
+    TY_CHECK(false, "unknown group");
+  }
+
+  // --- transfers
+
+  void post_transfers(std::size_t c, std::int32_t flat_op) {
+    ClassState& state = classes_[c];
+    const std::int32_t item_index = state.flat->ops[index(flat_op)].item;
+    const Item& item = state.flat->stage->items[index(item_index)];
+    state.transfers_left[item_index] = static_cast<std::int32_t>(item.transfers.size());
+    for (const Transfer& move : item.transfers) {
+      const auto sort = index(sort_of_transfers_[move.backward ? 1 : 0]);
+      const RankClass& rank = fold_.ranks[c];
+      const std::int32_t channel_class = move.send ? rank.channel[sort] : rank.channel_as_receiver[sort];
+      const TransferKey key{channel_class, move.model_chunk, move.micro_batch};
+      const auto [entry, is_new] = open_transfers_.try_emplace(key, -1);
+      if (is_new) entry->second = open_channel(channel_class, nullptr);
+      const std::int64_t tag = entry->second;
+      Channel& channel = channels_[index(tag)];
+      channel.bytes = static_cast<double>(move.bytes);
+      channel.waiting.push_back({static_cast<std::int32_t>(c), flat_op});
+      if (channel.waiting.size() < 2) continue;
+      open_transfers_.erase(entry);
+      begin_transfer(tag, channel);
+    }
+  }
+
+  void begin_transfer(std::int64_t tag, Channel& channel) {
+    channel.started_at = now_;
+    if (fold_.channels[index(channel.channel_class)].inside_node) {
+      push({now_ + cost_.nvlink_p2p_seconds(channel.bytes), EventKind::CollectiveDone, -1, -1, tag, 0});
+      return;
+    }
+    channel.flow_bytes = channel.bytes;
+    push({now_ + cost_.fabric_p2p_latency_s(), EventKind::FlowStarts, -1, -1, tag, 0});
+  }
+
+  // --- completion
+
+  void complete(std::size_t c, std::int32_t flat_op) {
+    ClassState& state = classes_[c];
+    const FlatOp& flat = state.flat->ops[index(flat_op)];
+    const std::size_t stream = static_cast<std::size_t>(flat.stream);
+    record(c, flat_op, state.started_at[stream], now_);
+    state.done[index(flat_op)] = 1;
+    --state.left[index(flat.item)];
+    state.cursor[stream].running = false;
+    if (++state.cursor[stream].head == state.flat->queue[stream].size()) finish_stream(state);
+  }
+
+  void finish_stream(ClassState& state) {
+    for (std::size_t s = 0; s < kStreamCount; ++s) {
+      if (state.cursor[s].head < state.flat->queue[s].size()) return;
+    }
+    ++finished_classes_;
+    state.end_s = now_;
+  }
+
+  void record(std::size_t c, std::int32_t flat_op, double start_s, double end_s) {
+    ClassState& state = classes_[c];
+    const FlatOp& flat = state.flat->ops[index(flat_op)];
+    ++op_count_;
+    state.busy_s[static_cast<std::size_t>(flat.stream)] += end_s - start_s;
+    if (flat.stream == Stream::Compute) {
+      state.part_s[static_cast<std::size_t>(part_of(*flat.op, flat.kind))] += end_s - start_s;
+      state.compute_free_at = end_s;
+    }
+    const std::int64_t words[] = {static_cast<std::int64_t>(c), flat_op, to_ns(start_s), to_ns(end_s)};
+    XXH64_update(hash_, words, sizeof words);
+    if (options_.timeline) {
+      slices_.push_back({static_cast<std::int32_t>(c), flat.stream, flat.item,
+                         flat.op == nullptr ? -1 : flat_op - state.flat->first[index(flat.item)], words[2], words[3]});
+    }
+  }
+
+  static StepPart part_of(const Op& op, BlockKind block) {
+    if (block != BlockKind::Forward && block != BlockKind::Backward) return StepPart::Optimizer;
+    switch (op.kind) {
+      case OpKind::Matmul:
+      case OpKind::GroupedMatmul:
+      case OpKind::GroupedMatmulWgrad: return StepPart::Gemm;
+      case OpKind::Attention:
+      case OpKind::AttentionGrad: return StepPart::Attention;
+      case OpKind::HostSync: return StepPart::HostSync;
+      default: return StepPart::MemoryBound;
+    }
+  }
+
+  // --- merged runs
+
+  // Starts a run of private ops as one event, when `flat_op` is its first and nothing else of the class is under way on
+  // the streams it uses. Otherwise its ops go one by one, to the same effect.
+  bool start_run(std::size_t c, std::int32_t flat_op, StepPart cause, double carried_s) {
+    ClassState& state = classes_[c];
+    const FlatOp& flat = state.flat->ops[index(flat_op)];
+    if (!options_.merge || flat.op == nullptr) return false;
+    const Item& item = state.flat->stage->items[index(flat.item)];
+    const PrivateRuns* runs = state.runs[index(item.block)].get();
+    if (runs == nullptr) return false;
+    const std::int32_t first = state.flat->first[index(flat.item)];
+    const PrivateRun* run = runs->starting_at(flat_op - first);
+    if (run == nullptr) return false;
+    for (const std::size_t s : run->streams) {
+      const Cursor& cursor = state.cursor[s];
+      if (cursor.running || state.flat->queue[s][cursor.head] != first + run->first_on_stream[s]) return false;
+    }
+    for (const OpId dep : run->outside_deps) {
+      if (!state.done[index(first + dep)]) return false;
+    }
+    for (const std::size_t s : run->streams) state.cursor[s].running = true;
+    account_gap(state, cause, carried_s);
+    push({now_ + run->seconds, EventKind::RunDone, static_cast<std::int32_t>(c), flat_op, -1, 0});
+    state.run_started_at = now_;
+    return true;
+  }
+
+  void run_done(std::size_t c, std::int32_t flat_op) {
+    ClassState& state = classes_[c];
+    const FlatOp& flat = state.flat->ops[index(flat_op)];
+    const std::int32_t first = state.flat->first[index(flat.item)];
+    const PrivateRun& run =
+        *state.runs[index(state.flat->stage->items[index(flat.item)].block)]->starting_at(flat_op - first);
+    const double begin = state.run_started_at;
+    for (const PrivateRun::Member& member : run.members) {
+      const std::int32_t id = first + member.op;
+      record_in_run(c, id, begin + member.start_s, begin + member.end_s, member.gap_s, member.gap_part);
+      state.done[index(id)] = 1;
+    }
+    state.left[index(flat.item)] -= static_cast<std::int32_t>(run.members.size());
+    for (const std::size_t s : run.streams) {
+      state.cursor[s].running = false;
+      state.cursor[s].head += run.count_on_stream[s];
+    }
+    const bool emptied = std::any_of(run.streams.begin(), run.streams.end(), [&](std::size_t s) {
+      return state.cursor[s].head == state.flat->queue[s].size();
+    });
+    if (emptied) finish_stream(state);
+    // Where the run ends in a collective, that is what a compute op after it was waiting for.
+    const Op& last = *state.flat->ops[index(first + run.members.back().op)].op;
+    advance(c, is_communication(last.kind) ? part_of(last.group) : StepPart::Bubble, 0);
+  }
+
+  void record_in_run(std::size_t c, std::int32_t flat_op, double start_s, double end_s, double gap_s,
+                     StepPart gap_part) {
+    classes_[c].part_s[static_cast<std::size_t>(gap_part)] += gap_s;
+    record(c, flat_op, start_s, end_s);
+  }
+
+  // --- ends
+
+  void deadlock() {
+    std::string text;
+    for (std::size_t c = 0; c < classes_.size(); ++c) {
+      const ClassState& state = classes_[c];
+      for (std::size_t s = 0; s < kStreamCount; ++s) {
+        if (!state.cursor[s].running) continue;
+        const FlatOp& flat = state.flat->ops[index(state.flat->queue[s][state.cursor[s].head])];
+        text +=
+            fmt::format("{}rank {} (stage {}) {} at item {}", text.empty() ? "" : "; ", fold_.ranks[c].representative,
+                        fold_.ranks[c].stage, flat.op != nullptr ? flat.op->label : "transfers", flat.item);
+      }
+    }
+    problem_ = Problem{"",
+                       "",
+                       "",
+                       "the step deadlocks: nothing moves, and these wait for partners: " + text,
+                       "see `program check`",
+                       ProblemKind::Infeasible};
+  }
+
+  StepResult finished() {
+    StepResult result;
+    result.communicator_error = error_;
+    for (const ClassState& state : classes_) result.time_s = std::max(result.time_s, state.end_s);
+    if (!error_.empty()) result.time_s = now_;
+    double ranks = 0;
+    for (const RankClass& rank : fold_.ranks) ranks += static_cast<double>(rank.count);
+    for (std::size_t c = 0; c < classes_.size(); ++c) {
+      ClassState& state = classes_[c];
+      // What is left until the whole step ends, the rank stands idle.
+      state.part_s[static_cast<std::size_t>(StepPart::Bubble)] += result.time_s - state.compute_free_at;
+      const RankClass& rank = fold_.ranks[c];
+      result.classes.push_back({rank.representative, rank.count, rank.stage, state.end_s, state.busy_s, state.part_s});
+      for (std::size_t p = 0; p < kStepPartCount; ++p)
+        result.part_s[p] += state.part_s[p] * static_cast<double>(rank.count) / ranks;
+    }
+    std::sort(slices_.begin(), slices_.end(), [](const Slice& a, const Slice& b) {
+      return std::tie(a.rank_class, a.stream, a.start_ns, a.end_ns, a.item, a.op) <
+             std::tie(b.rank_class, b.stream, b.start_ns, b.end_ns, b.item, b.op);
+    });
+    result.slices = std::move(slices_);
+    result.link_classes = static_cast<std::int64_t>(fold_.links.size());
+    result.channel_classes = static_cast<std::int64_t>(fold_.channels.size());
+    result.flows = network_.started();
+    result.events = event_count_;
+    result.ops = op_count_;
+    result.fold_rounds = fold_.rounds;
+    result.trace_hash = XXH64_digest(hash_);
+    return result;
+  }
+
+  const StepProgram& program_;
+  const ClusterSpec& cluster_;
+  const CostModel& cost_;
+  const StepOptions& options_;
+  const Fold& fold_;
+  FlowNetwork network_;
+  std::deque<FlatStage> flat_;
+  std::vector<ClassState> classes_;
+  std::array<std::int32_t, kGroupCount> sort_of_group_{};  // of channels; -1: the group is one rank
+  std::array<std::int32_t, 2> sort_of_transfers_{-1, -1};  // forward, backward
+  std::priority_queue<Event, std::vector<Event>, std::greater<>> events_;
+  std::deque<Channel> channels_;  // by tag
+  std::vector<std::int64_t> free_channels_;
+  std::vector<Waiting> released_;  // by the channel that has just ended
+  std::map<CollectiveKey, std::int64_t> open_collectives_;
+  std::map<TransferKey, std::int64_t> open_transfers_;
+  std::unordered_map<const Op*, double> kernel_cache_;
+  std::vector<LinkChange> link_changes_;
+  std::vector<double> down_since_;
+  std::vector<Slice> slices_;
+  std::string error_;
+  std::optional<Problem> problem_;
+  XXH64_state_t* hash_ = nullptr;
+  std::int64_t next_order_ = 0, event_count_ = 0, op_count_ = 0;
+  std::size_t finished_classes_ = 0;
+  double now_ = 0;
+  bool over_ = false;
+};
+
+}  // namespace
+
+Result<StepResult> conduct(const StepProgram& program, const ClusterSpec& cluster, const CostModel& cost,
+                           const StepOptions& options, const Fold& fold) {
+  return Conductor(program, cluster, cost, options, fold).run();
+}
+
+}  // namespace trainyard

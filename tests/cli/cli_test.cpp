@@ -9,53 +9,11 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <random>
+
+#include "tests/cli/yard.h"
 
 namespace fs = std::filesystem;
-
-namespace {
-
-struct Outcome {
-  int code = -1;
-  std::string out, err;
-};
-
-// A folder of its own for each test, with its own store.
-class Yard {
- public:
-  Yard() : folder_(fs::temp_directory_path() / ("trainyard-cli-" + std::to_string(std::random_device{}()))) {
-    fs::create_directories(folder_);
-  }
-  ~Yard() { fs::remove_all(folder_); }
-
-  Outcome run(const std::string& arguments) const {
-    const std::string command = "cd '" + std::string(TRAINYARD_SOURCE_DIR) + "' && TRAINYARD_STORE='" + store() +
-                                "' '" + TRAINYARD_BINARY + "' " + arguments + " 2>'" + (folder_ / "stderr").string() +
-                                "'";
-    Outcome outcome;
-    FILE* pipe = popen(command.c_str(), "r");
-    std::array<char, 65536> buffer{};
-    while (const std::size_t count = fread(buffer.data(), 1, buffer.size(), pipe))
-      outcome.out.append(buffer.data(), count);
-    const int status = pclose(pipe);
-    outcome.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-    std::ifstream error(folder_ / "stderr");
-    outcome.err.assign(std::istreambuf_iterator<char>(error), {});
-    return outcome;
-  }
-  std::string store() const { return (folder_ / "runs.sqlite").string(); }
-  std::string file(const std::string& name, const std::string& text) const {
-    std::ofstream(folder_ / name) << text;
-    return (folder_ / name).string();
-  }
-
- private:
-  fs::path folder_;
-};
-
-bool contains(const std::string& text, const std::string& what) { return text.find(what) != std::string::npos; }
-
-}  // namespace
+using namespace trainyard::test;
 
 TEST_CASE("the report has the keys that are promised", "[cli]") {
   const Yard yard;

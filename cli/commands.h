@@ -14,7 +14,8 @@ namespace trainyard::cli {
 struct Context {
   bool json = false;
   bool quiet = false;
-  std::string store_file;  // empty: the default
+  std::string progress = "auto";  // or none, ndjson
+  std::string store_file;         // empty: the default
   std::function<int()> run;
 };
 
@@ -28,7 +29,8 @@ void add_completion(CLI::App& app, Context& context);
 /// Adds a subcommand whose help opens with examples.
 CLI::App* add_command(CLI::App& parent, const std::string& name, const std::string& what, const std::string& examples);
 
-/// Prints problems to stderr, one a line, and returns the exit code that they mean.
-int fail(const Problems& problems);
+/// Prints problems to stderr, one a line, with --json also to stdout as {"problems": [...]}. Returns the exit code
+/// that they mean.
+int fail(const Problems& problems, const Context& context);
 
 }  // namespace trainyard::cli

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
 #include "cli/exit_code.h"
@@ -19,19 +20,52 @@ CLI::App* add_command(CLI::App& parent, const std::string& name, const std::stri
   return command;
 }
 
-int fail(const Problems& problems) {
+namespace {
+
+const char* to_string(ProblemKind kind) {
+  switch (kind) {
+    case ProblemKind::Input: return "invalid_input";
+    case ProblemKind::Infeasible: return "infeasible";
+    case ProblemKind::MissingCapability: return "missing_capability";
+    case ProblemKind::Stopped: return "interrupted";
+  }
+  return "internal";
+}
+
+int exit_code(ProblemKind kind) {
+  switch (kind) {
+    case ProblemKind::Input: return kInvalidInput;
+    case ProblemKind::Infeasible: return kInfeasible;
+    case ProblemKind::MissingCapability: return kMissingCapability;
+    case ProblemKind::Stopped: return kInterrupted;
+  }
+  return kInternal;
+}
+
+}  // namespace
+
+int fail(const Problems& problems, const Context& context) {
   int code = kInternal;
+  bool invalid = false;
+  auto listed = nlohmann::ordered_json::array();
   for (const Problem& problem : problems) {
-    std::cerr << "trainyard: " << to_string(problem) << "\n";
-    switch (problem.kind) {
-      case ProblemKind::Input: code = std::max<int>(code, kInvalidInput); break;
-      case ProblemKind::Infeasible: code = std::max<int>(code, kInfeasible); break;
-      case ProblemKind::MissingCapability: code = std::max<int>(code, kMissingCapability); break;
-    }
+    std::cerr << "trainyard: " << trainyard::to_string(problem) << "\n";
+    code = std::max(code, exit_code(problem.kind));
+    invalid |= problem.kind == ProblemKind::Input;
+    listed.push_back({{"kind", to_string(problem.kind)},
+                      {"file", problem.file},
+                      {"path", problem.path},
+                      {"value", problem.value},
+                      {"rule", problem.rule},
+                      {"fix", problem.fix}});
+  }
+  if (context.json) {
+    // A value may be of any bytes.
+    std::cout << nlohmann::ordered_json{{"problems", listed}}.dump(2, ' ', false,
+                                                                   nlohmann::ordered_json::error_handler_t::replace)
+              << std::endl;
   }
   // Unreadable input comes before everything that would follow from it.
-  const bool invalid =
-      std::any_of(problems.begin(), problems.end(), [](const Problem& p) { return p.kind == ProblemKind::Input; });
   return invalid ? kInvalidInput : code;
 }
 
@@ -45,20 +79,44 @@ std::vector<std::string> subcommand_names(const CLI::App& app) {
   return names;
 }
 
+// Long options that are known where parsing stopped, those of outer levels included.
+std::vector<std::string> option_names(const CLI::App* app) {
+  std::vector<std::string> names;
+  for (; app != nullptr; app = app->get_parent()) {
+    for (const CLI::Option* option : app->get_options()) {
+      for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
+    }
+  }
+  return names;
+}
+
+// What a word that nobody knows may have been meant to be.
 void suggest(const CLI::App& app, int argc, char** argv) {
   const CLI::App* level = &app;
   for (int i = 1; i < argc; ++i) {
-    const std::string word = argv[i];
-    if (word.empty() || word[0] == '-') return;
-    const std::vector<std::string> names = subcommand_names(*level);
-    if (names.empty()) return;
-    if (std::find(names.begin(), names.end(), word) == names.end()) {
-      if (const auto guess = did_you_mean(word, names))
-        std::cerr << fmt::format("trainyard: \"{}\" is not a command; did you mean \"{}\"?\n", word, *guess);
-      return;
+    const std::string word = argv[i], name = word.substr(0, word.find('='));
+    const bool option = name.rfind("--", 0) == 0;
+    if (!option && (word.empty() || word[0] == '-')) continue;
+    const std::vector<std::string> names = option ? option_names(level) : subcommand_names(*level);
+    if (std::find(names.begin(), names.end(), name) != names.end()) {
+      if (!option) level = level->get_subcommand(word);
+      continue;
     }
-    level = level->get_subcommand(word);
+    if (names.empty()) continue;  // an argument
+    if (const auto guess = did_you_mean(name, names)) {
+      std::cerr << fmt::format("trainyard: \"{}\" is not {}; did you mean \"{}\"?\n", name,
+                               option ? "an option" : "a command", *guess);
+    }
+    return;
   }
+}
+
+int usage_error(const CLI::App& app, const CLI::ParseError& error, int argc, char** argv) {
+  suggest(app, argc, argv);
+  Context context;
+  context.json = std::any_of(argv + 1, argv + argc, [](const char* word) { return std::string(word) == "--json"; });
+  if (!context.json) return app.exit(error), kInvalidInput;
+  return fail({{"", "", "", error.what(), "see --help"}}, context);
 }
 
 int run(int argc, char** argv) {
@@ -74,6 +132,8 @@ int run(int argc, char** argv) {
   app.fallthrough();
   app.add_flag("--json", context.json, "Print the result as JSON");
   app.add_flag("-q,--quiet", context.quiet, "No progress, no messages but errors");
+  app.add_option("--progress", context.progress, "On stderr: auto, none, or ndjson (one JSON object a line)")
+      ->check(CLI::IsMember({"auto", "none", "ndjson"}));
   app.add_option("--store", context.store_file, "Run store (default: $TRAINYARD_STORE, else ./trainyard.sqlite)");
   add_plan(app, context);
   add_program(app, context);
@@ -85,9 +145,7 @@ int run(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     const bool help = error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success);
-    if (!help) suggest(app, argc, argv);
-    const int code = app.exit(error);
-    return code == 0 ? kOk : kInvalidInput;
+    return help ? app.exit(error) : usage_error(app, error, argc, argv);
   }
   return context.run ? context.run() : static_cast<int>(kInvalidInput);
 }

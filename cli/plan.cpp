@@ -19,13 +19,13 @@ using json = nlohmann::ordered_json;
 
 int check_plan(const std::string& file, const Context& context) {
   const Result<Job> prepared = prepare(file);
-  if (!prepared) return fail(prepared.problems());
+  if (!prepared) return fail(prepared.problems(), context);
   const Job& job = prepared.value();
   Problems problems = check(job.program);
   for (Problem& problem : problems) problem.kind = ProblemKind::Infeasible;
   const Problems memory = check_memory(job);
   problems.insert(problems.end(), memory.begin(), memory.end());
-  if (!problems.empty()) return fail(problems);
+  if (!problems.empty()) return fail(problems, context);
   const double peak = job.memory_peak_bytes();
   if (context.json) {
     std::cout << json{{"ok", true},
@@ -86,7 +86,7 @@ json sharding_table(const Job& job) {
 
 int show_plan(const std::string& file, const Context& context) {
   const Result<Job> prepared = prepare(file);
-  if (!prepared) return fail(prepared.problems());
+  if (!prepared) return fail(prepared.problems(), context);
   const Job& job = prepared.value();
   json out;
   out["scenario"] = job.scenario.name;

@@ -15,7 +15,7 @@ namespace {
 
 int show_program(const std::string& file, const Context& context) {
   const Result<Job> prepared = prepare(file);
-  if (!prepared) return fail(prepared.problems());
+  if (!prepared) return fail(prepared.problems(), context);
   const std::string text = dump(prepared.value().program);
   std::cout << (context.json ? nlohmann::json{{"program", text}}.dump() + "\n" : text);
   return kOk;
@@ -23,10 +23,10 @@ int show_program(const std::string& file, const Context& context) {
 
 int check_program(const std::string& file, const Context& context) {
   const Result<Job> prepared = prepare(file);
-  if (!prepared) return fail(prepared.problems());
+  if (!prepared) return fail(prepared.problems(), context);
   Problems problems = check(prepared.value().program);
   for (Problem& problem : problems) problem.kind = ProblemKind::Infeasible;
-  if (!problems.empty()) return fail(problems);
+  if (!problems.empty()) return fail(problems, context);
   std::size_t items = 0;
   for (const StageProgram& stage : prepared.value().program.stages) items += stage.items.size();
   if (context.json) {

@@ -1,6 +1,8 @@
 // trainyard run list|show|export: what the store holds.
 
+#include <filesystem>
 #include <fstream>
+#include <functional>
 #include <iostream>
 
 #include <fmt/format.h>
@@ -8,8 +10,10 @@
 
 #include "cli/commands.h"
 #include "cli/exit_code.h"
+#include "cli/interrupt.h"
 #include "cli/report.h"
 #include "cli/terminal.h"
+#include "models/base/stop.h"
 #include "models/base/units.h"
 #include "store/chrome_trace.h"
 #include "store/run_reader.h"
@@ -38,10 +42,10 @@ json summary(const store::Run& run) {
 
 int list_runs(const Context& context) {
   Result<store::RunReader> opened = open_store(context);
-  if (!opened) return fail(opened.problems());
+  if (!opened) return fail(opened.problems(), context);
   store::RunReader reader = std::move(opened).value();
   const Result<std::vector<store::Run>> runs = reader.runs();
-  if (!runs) return fail(runs.problems());
+  if (!runs) return fail(runs.problems(), context);
   json all = json::array();
   std::vector<std::vector<std::string>> rows;
   for (const store::Run& run : runs.value()) {
@@ -61,15 +65,15 @@ int list_runs(const Context& context) {
 
 int show_run(const std::string& selector, const Context& context) {
   Result<store::RunReader> opened = open_store(context);
-  if (!opened) return fail(opened.problems());
+  if (!opened) return fail(opened.problems(), context);
   store::RunReader reader = std::move(opened).value();
   const Result<store::Run> found = reader.find(selector);
-  if (!found) return fail(found.problems());
+  if (!found) return fail(found.problems(), context);
   const store::Run& run = found.value();
   const auto events = reader.events(run.id);
   const auto recoveries = reader.recoveries(run.id);
-  if (!events) return fail(events.problems());
-  if (!recoveries) return fail(recoveries.problems());
+  if (!events) return fail(events.problems(), context);
+  if (!recoveries) return fail(recoveries.problems(), context);
   if (context.json) {
     json out = summary(run);
     out["report"] = run.report_json.empty() ? json(nullptr) : json::parse(run.report_json);
@@ -85,28 +89,59 @@ int show_run(const std::string& selector, const Context& context) {
   return kOk;
 }
 
-int export_run(const std::string& selector, const std::string& format, const std::string& target,
-               const Context& context) {
-  if (format != "chrome") return kInvalidInput;
-  Result<store::RunReader> opened = open_store(context);
-  if (!opened) return fail(opened.problems());
-  store::RunReader reader = std::move(opened).value();
-  const Result<store::Run> found = reader.find(selector);
-  if (!found) return fail(found.problems());
-  std::ofstream file;
-  if (target != "-") {
-    file.open(target, std::ios::binary | std::ios::trunc);
-    if (!file) return fail({{target, "", "", "cannot be written", "check the folder and its permissions"}});
+struct ExportOptions {
+  std::string selector = "latest", format = "chrome", target = "-";
+  std::vector<std::int64_t> classes;
+};
+
+Problem not_written(const std::string& target) {
+  return {target, "", "", "cannot be written", "check the folder, its permissions and its free space"};
+}
+
+// A file appears whole or not at all: it is written beside its place and moved there. Pipes and devices are not files.
+Problems write_whole(const std::string& target, const std::function<Problems(std::ostream&)>& write) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  const bool special = fs::exists(target, error) && !fs::is_regular_file(target, error);
+  const std::string part = special ? target : target + ".part";
+  std::ofstream file(part, std::ios::binary | std::ios::trunc);
+  if (!file) return {not_written(part)};
+  Problems problems = write(file);
+  file.close();
+  if (problems.empty() && !file) problems.push_back(not_written(part));
+  if (special) return problems;
+  if (problems.empty()) {
+    fs::rename(part, target, error);
+    if (!error) return {};
+    problems.push_back(not_written(target));
   }
-  std::ostream& out = target == "-" ? std::cout : file;
-  const Result<store::ChromeTraceCounts> counts = export_chrome(reader, found.value(), out);
-  if (!counts) return fail(counts.problems());
-  out.flush();
-  if (!out) return fail({{target, "", "", "could not be written whole", "free space and try again"}});
+  fs::remove(part, error);
+  return problems;
+}
+
+int export_run(const ExportOptions& options, const Context& context) {
+  Result<store::RunReader> opened = open_store(context);
+  if (!opened) return fail(opened.problems(), context);
+  store::RunReader reader = std::move(opened).value();
+  const Result<store::Run> found = reader.find(options.selector);
+  if (!found) return fail(found.problems(), context);
+  end_in_order_on_signals();
+  Progress progress("exporting", 1, context.quiet ? "none" : context.progress);
+  store::ChromeTraceCounts counts;
+  const auto write = [&](std::ostream& out) -> Problems {
+    Result<store::ChromeTraceCounts> written = export_chrome(reader, found.value(), out, options.classes, [&](double) {
+      progress.tick();
+      return !stop_requested();
+    });
+    if (!written) return written.problems();
+    counts = written.value();
+    return counts.stopped ? Problems{stopped()} : Problems{};
+  };
+  const Problems problems = options.target == "-" ? write(std::cout) : write_whole(options.target, write);
+  if (!problems.empty()) return fail(problems, context);
   if (!context.quiet) {
-    std::cerr << fmt::format("{} slices on {} tracks{}\n", format_count(counts.value().slices),
-                             format_count(counts.value().tracks),
-                             target == "-" ? "" : "; open " + target + " at https://ui.perfetto.dev");
+    std::cerr << fmt::format("{} slices on {} tracks{}\n", format_count(counts.slices), format_count(counts.tracks),
+                             options.target == "-" ? "" : "; open " + options.target + " at https://ui.perfetto.dev");
   }
   return kOk;
 }
@@ -124,15 +159,17 @@ void add_run(CLI::App& app, Context& context) {
       add_command(*run, "show", "The report of a run", "  trainyard run show latest\n  trainyard run show 3 --json");
   show->add_option("run", *selector, "Id, name or \"latest\"");
   show->callback([selector, &context] { context.run = [selector, &context] { return show_run(*selector, context); }; });
-  auto format = std::make_shared<std::string>("chrome"), target = std::make_shared<std::string>("-");
+  auto options = std::make_shared<ExportOptions>();
   CLI::App* exported = add_command(*run, "export", "Write a run for other tools",
-                                   "  trainyard run export latest --format chrome -o trace.json   # open in Perfetto");
-  exported->add_option("run", *selector, "Id, name or \"latest\"");
-  exported->add_option("--format", *format, "chrome: Chrome trace JSON")->check(CLI::IsMember({"chrome"}));
-  exported->add_option("-o,--output", *target, "File, or - for standard output");
-  exported->callback([selector, format, target, &context] {
-    context.run = [=, &context] { return export_run(*selector, *format, *target, context); };
-  });
+                                   "  trainyard run export latest --format chrome -o trace.json   # open in Perfetto\n"
+                                   "  trainyard run export latest --rank-class 0 --rank-class 7 -o two.json");
+  exported->add_option("run", options->selector, "Id, name or \"latest\"");
+  exported->add_option("--format", options->format, "chrome: Chrome trace JSON")->check(CLI::IsMember({"chrome"}));
+  exported->add_option("--rank-class", options->classes,
+                       "Only these classes of ranks, by number: ranks with one and the same timeline are one class");
+  exported->add_option("-o,--output", options->target, "File, or - for standard output");
+  exported->callback(
+      [options, &context] { context.run = [options, &context] { return export_run(*options, context); }; });
 }
 
 }  // namespace trainyard::cli

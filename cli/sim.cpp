@@ -10,10 +10,12 @@
 
 #include "cli/commands.h"
 #include "cli/exit_code.h"
+#include "cli/interrupt.h"
 #include "cli/job.h"
 #include "cli/report.h"
 #include "cli/terminal.h"
 #include "cli/version.h"
+#include "models/base/stop.h"
 #include "models/base/units.h"
 #include "sim/run_simulator.h"
 #include "sim/step_simulator.h"
@@ -46,7 +48,8 @@ std::int64_t peak_rss_bytes() {
 // Step times by state of degradation, each simulated once.
 class StepMemo {
  public:
-  StepMemo(const Job& job, const Options& options, Simulated& out) : job_(job), options_(options), out_(out) {}
+  StepMemo(const Job& job, const Options& options, std::string progress, Simulated& out)
+      : job_(job), options_(options), progress_(std::move(progress)), out_(out) {}
 
   Result<StepResult> simulate(const std::vector<InjectedFault>& degradations, bool timeline) {
     StepOptions step;
@@ -54,7 +57,11 @@ class StepMemo {
     step.unfold = options_.unfold;
     step.merge = !options_.no_merge;
     step.timeline = timeline;
-    return simulate_step(job_.program, job_.scenario.cluster, job_.cost(), step);
+    Progress progress("simulating a step", 1, progress_);
+    step.on_wait = [&progress] { progress.tick(); };
+    Result<StepResult> result = simulate_step(job_.program, job_.scenario.cluster, job_.cost(), step);
+    progress.step();
+    return result;
   }
 
   // For the run simulator: never the healthy time in place of a state that was not simulated.
@@ -79,6 +86,7 @@ class StepMemo {
       fault.duration_s.reset();
     }
     const Result<StepResult> result = simulate(lasting, false);
+    if (stop_requested()) return of(out_.step);  // the run that asks ends in the same way
     TY_CHECK(result.ok(), "a program that runs healthy runs degraded");
     entry->second = of(result.value());
     out_.memo_miss_wall_s += seconds_since(start);
@@ -97,6 +105,7 @@ class StepMemo {
 
   const Job& job_;
   const Options& options_;
+  std::string progress_;
   Simulated& out_;
   std::map<std::string, StepTime> memo_;
 };
@@ -131,6 +140,7 @@ void store_step(store::RunWriter& writer, const Job& job, const StepResult& step
     writer.add_rank_class(row);
   }
   for (const Slice& slice : step.slices) {
+    if (stop_requested()) return;
     store::Slice row;
     row.class_id = slice.rank_class;
     row.stream = static_cast<std::int64_t>(slice.stream);
@@ -178,6 +188,7 @@ class Recorder {
   Problems finish_step(const Simulated& simulated) {
     if (!writer_) return {};
     store_step(*writer_, job_, simulated.step);
+    if (stop_requested()) return {stopped()};
     return finish(simulated, simulated.step.trace_hash);
   }
 
@@ -202,9 +213,10 @@ class Recorder {
   std::optional<store::RunWriter> writer_;
 };
 
-Result<Simulated> simulate(const Job& job, const Options& options, Recorder& recorder, bool quiet) {
+Result<Simulated> simulate(const Job& job, const Options& options, Recorder& recorder,
+                           const std::string& progress_mode) {
   Simulated out;
-  StepMemo memo(job, options, out);
+  StepMemo memo(job, options, progress_mode, out);
   const bool only_step = job.scenario.duration_s <= 0;
   const std::vector<InjectedFault>& injected = job.scenario.faults.injected;
   if (const Problems problems = recorder.begin(store::RunKind::Step, job.scenario.name); !problems.empty())
@@ -221,10 +233,11 @@ Result<Simulated> simulate(const Job& job, const Options& options, Recorder& rec
   if (only_step) return out;
 
   const auto seeds = static_cast<std::size_t>(options.seeds);
-  Progress progress("simulating runs", job.scenario.policies.size() * seeds, quiet);
+  Progress progress("simulating runs", job.scenario.policies.size() * seeds, progress_mode);
   RunPool pool;
   pool.processes = options.jobs;
   pool.on_result = [&](std::size_t, const RunResult&) { progress.step(); };
+  pool.on_wait = [&] { progress.tick(); };
   for (const PolicySpec& policy : job.scenario.policies) {
     if (const Problems problems = recorder.begin(store::RunKind::Run, job.scenario.name + "/" + policy.name);
         !problems.empty()) {
@@ -247,21 +260,33 @@ Result<Simulated> simulate(const Job& job, const Options& options, Recorder& rec
   return out;
 }
 
+// What it is that runs, for whoever wants to run it again.
+void announce(const Job& job, const Context& context) {
+  if (context.quiet || context.progress == "none") return;
+  const Scenario& its = job.scenario;
+  if (context.progress == "ndjson") {
+    const nlohmann::ordered_json line{
+        {"seed", its.seed}, {"commit", commit_id()}, {"model", its.model.name}, {"gpus", its.plan.ranks()}};
+    std::cerr << line.dump() + "\n";
+    return;
+  }
+  std::cerr << fmt::format("seed {}, commit {}, {} on {} GPUs\n", its.seed, commit_id(), its.model.name,
+                           format_count(its.plan.ranks()));
+}
+
 int run_scenario(const Options& options, const Context& context) {
   const auto start = std::chrono::steady_clock::now();
   Result<Job> prepared = prepare(options.scenario);
-  if (!prepared) return fail(prepared.problems());
+  if (!prepared) return fail(prepared.problems(), context);
   Job job = std::move(prepared).value();
   if (options.seed) job.scenario.seed = *options.seed;
   const Problems memory = check_memory(job);
-  if (!memory.empty() && !options.allow_oom) return fail(memory);
-  if (!context.quiet) {
-    std::cerr << fmt::format("seed {}, commit {}, {} on {} GPUs\n", job.scenario.seed, commit_id(),
-                             job.scenario.model.name, format_count(job.scenario.plan.ranks()));
-  }
+  if (!memory.empty() && !options.allow_oom) return fail(memory, context);
+  announce(job, context);
   Recorder recorder(job, options, context.store_file.empty() ? store::default_store_file() : context.store_file);
-  Result<Simulated> result = simulate(job, options, recorder, context.quiet);
-  if (!result) return fail(result.problems());
+  end_in_order_on_signals();
+  Result<Simulated> result = simulate(job, options, recorder, context.quiet ? "none" : context.progress);
+  if (!result) return fail(result.problems(), context);
   Simulated simulated = std::move(result).value();
   simulated.wall_s = seconds_since(start);
   simulated.peak_rss_bytes = peak_rss_bytes();

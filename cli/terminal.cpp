@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 #include <unistd.h>
+#include <nlohmann/json.hpp>
 
 namespace trainyard::cli {
 
@@ -82,32 +83,49 @@ std::string stacked_bar(const std::vector<double>& shares, int width) {
   return out;
 }
 
-Progress::Progress(std::string what, std::size_t total, bool quiet)
-    : what_(std::move(what)),
-      total_(total),
-      quiet_(quiet),
-      terminal_(isatty(STDERR_FILENO) != 0),
-      started_(std::chrono::steady_clock::now()) {}
+Progress::Progress(std::string what, std::size_t total, const std::string& mode)
+    : what_(std::move(what)), total_(total), started_(std::chrono::steady_clock::now()) {
+  if (mode == "ndjson") mode_ = Mode::Ndjson;
+  if (mode == "auto") mode_ = isatty(STDERR_FILENO) != 0 ? Mode::Terminal : Mode::Lines;
+  if (mode_ == Mode::Ndjson) show();
+}
 
 Progress::~Progress() {
-  if (shown_ && terminal_) std::cerr << "\r\033[K" << std::flush;
+  if (shown_ && mode_ == Mode::Terminal) std::cerr << "\r\033[K" << std::flush;
 }
 
 void Progress::step() {
   ++done_;
-  const bool early = std::chrono::steady_clock::now() - started_ < std::chrono::seconds(2);
-  if (!quiet_ && !early && total_ > 1) show();
+  show();
+}
+
+void Progress::tick() {
+  if (mode_ == Mode::Terminal) show();
 }
 
 void Progress::show() {
+  const double elapsed_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
+  if (mode_ == Mode::Ndjson) return show_json(elapsed_s);
+  if (mode_ != Mode::None && elapsed_s >= 2) show_line(elapsed_s);
+}
+
+void Progress::show_line(double elapsed_s) {
   const double share = static_cast<double>(done_) / static_cast<double>(total_);
-  if (terminal_) {
-    std::cerr << fmt::format("\r\033[K{} [{:<30}] {}/{}", what_, bar(share, 30), done_, total_) << std::flush;
-  } else if (static_cast<int>(share * 10) > shown_tenths_) {
+  if (mode_ == Mode::Terminal) {
+    // A total of one is a job that cannot tell how far it is: the seconds move.
+    const std::string line = total_ > 1 ? fmt::format("[{:<30}] {}/{}", bar(share, 30), done_, total_) : "";
+    std::cerr << fmt::format("\r\033[K{} {} {:.0f} s", what_, line, elapsed_s) << std::flush;
+    shown_ = true;
+  } else if (total_ > 1 && static_cast<int>(share * 10) > shown_tenths_) {
     shown_tenths_ = static_cast<int>(share * 10);
     std::cerr << fmt::format("{}: {}%\n", what_, shown_tenths_ * 10);
   }
-  shown_ = true;
+}
+
+void Progress::show_json(double elapsed_s) const {
+  const nlohmann::ordered_json line{
+      {"progress", what_}, {"done", done_}, {"total", total_}, {"elapsed_s", std::round(elapsed_s * 1000) / 1000}};
+  std::cerr << line.dump() + "\n" << std::flush;
 }
 
 }  // namespace trainyard::cli

@@ -22,21 +22,31 @@ std::string mark(std::size_t i);
 /// True when the locale says UTF-8.
 bool unicode();
 
-/// Tells how far a long job is: a line that rewrites itself on a terminal, one line for each tenth otherwise. Silent
-/// for the first two seconds.
+/// Tells on stderr how far a long job is: on a terminal a line that rewrites itself, elsewhere a line for each tenth;
+/// silent for the first two seconds. Or as JSON, one object a line, from the start.
 class Progress {
  public:
-  Progress(std::string what, std::size_t total, bool quiet);
+  /// `mode`: auto, none or ndjson.
+  Progress(std::string what, std::size_t total, const std::string& mode);
   ~Progress();
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+  /// One more of the total is done.
   void step();
+  /// Nothing new, but time has passed.
+  void tick();
 
  private:
   void show();
+  void show_line(double elapsed_s);
+  void show_json(double elapsed_s) const;
 
+  enum class Mode { None, Terminal, Lines, Ndjson };
   std::string what_;
   std::size_t total_, done_ = 0;
   int shown_tenths_ = 0;
-  bool quiet_, terminal_, shown_ = false;
+  Mode mode_ = Mode::None;
+  bool shown_ = false;
   std::chrono::steady_clock::time_point started_;
 };
 

@@ -1,7 +1,8 @@
-// Runs a computation in a forked child and brings its bytes back: SimGrid allows one simulation per process, and
+// Runs computations in forked children and brings their bytes back: SimGrid allows one simulation per process, and
 // forking after everything is built costs a few milliseconds.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <vector>
@@ -10,7 +11,21 @@
 
 namespace trainyard {
 
-/// The bytes that `work` returns, computed in a child of this process.
-Result<std::vector<std::uint8_t>> in_child_process(const std::function<std::vector<std::uint8_t>()>& work);
+using Bytes = std::vector<std::uint8_t>;
+
+struct ChildWork {
+  std::size_t count = 1;
+  /// Children at a time; 0: one per processor.
+  int processes = 0;
+  /// Called in a child of this process for each index below `count`.
+  std::function<Bytes(std::size_t index)> work;
+  /// Called in this process with what came back, in no particular order.
+  std::function<void(std::size_t index, const Bytes& bytes)> on_result;
+  /// Called in this process a few times a second while children work.
+  std::function<void()> on_wait;
+};
+
+/// Returns when all children have ended. On a request to stop, or when this process dies, they are killed.
+Problems in_children(const ChildWork& work);
 
 }  // namespace trainyard

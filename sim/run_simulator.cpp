@@ -1,19 +1,10 @@
 #include "sim/run_simulator.h"
 
-#include <poll.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
-#include <csignal>
-#include <cstring>
 #include <limits>
 #include <optional>
 #include <string>
-#include <thread>
 #include <utility>
 
 #include <fmt/format.h>
@@ -22,6 +13,7 @@
 
 #include "models/base/check.h"
 #include "models/recovery/goodput.h"
+#include "sim/child_process.h"
 #include "sim/run_world.h"
 
 namespace trainyard {
@@ -122,131 +114,6 @@ simgrid::s4u::Host* platform_host() {
   return host;
 }
 
-/// Everything or an error number.
-int write_all(int fd, const std::vector<std::uint8_t>& bytes) {
-  std::size_t done = 0;
-  while (done < bytes.size()) {
-    const ssize_t count = write(fd, bytes.data() + done, bytes.size() - done);
-    if (count < 0 && errno != EINTR) return errno;
-    if (count > 0) done += static_cast<std::size_t>(count);
-  }
-  return 0;
-}
-
-[[noreturn]] void be_child(const RunInput& input, int fd) {
-  prctl(PR_SET_PDEATHSIG, SIGKILL);  // no orphans when the parent is killed
-  RunWorld world(input, platform_host());
-  const RunResult result = world.run();
-  // _exit: the parent's buffers and atexit handlers are not ours to run.
-  _exit(write_all(fd, nlohmann::json::to_cbor(nlohmann::json(result))) == 0 ? 0 : 1);
-}
-
-struct Child {
-  std::size_t index = 0;
-  pid_t pid = 0;
-  int fd = -1;
-  std::vector<std::uint8_t> bytes;
-};
-
-Problem environment_problem(const std::string& what, const std::string& fix) {
-  return {"", "", "", what, fix, ProblemKind::MissingCapability};
-}
-
-class Pool {
- public:
-  Pool(const std::vector<RunInput>& inputs, const RunPool& options) : inputs_(inputs), options_(options) {
-    const unsigned processors = std::max(1U, std::thread::hardware_concurrency());
-    limit_ = options.processes > 0 ? static_cast<std::size_t>(options.processes) : processors;
-    results_.resize(inputs.size());
-  }
-
-  Problems run() {
-    while (problems_.empty() && (next_ < inputs_.size() || !children_.empty())) {
-      while (problems_.empty() && next_ < inputs_.size() && children_.size() < limit_) start(next_++);
-      if (!children_.empty()) read_some();
-    }
-    for (const Child& child : children_) abandon(child);
-    return problems_;
-  }
-
-  std::vector<RunResult> take_results() { return std::move(results_); }
-
- private:
-  void start(std::size_t index) {
-    int ends[2];
-    if (pipe(ends) != 0) {
-      problems_.push_back(environment_problem(fmt::format("no pipe to a simulation process: {}", std::strerror(errno)),
-                                              "simulate fewer runs at a time"));
-      return;
-    }
-    const pid_t pid = fork();
-    if (pid == 0) {
-      close(ends[0]);
-      be_child(inputs_[index], ends[1]);
-    }
-    close(ends[1]);
-    if (pid < 0) {
-      close(ends[0]);
-      problems_.push_back(environment_problem(
-          fmt::format("cannot start a simulation process: {}", std::strerror(errno)), "simulate fewer runs at a time"));
-      return;
-    }
-    children_.push_back({index, pid, ends[0], {}});
-  }
-
-  void read_some() {
-    std::vector<pollfd> waiting;
-    for (const Child& child : children_) waiting.push_back({child.fd, POLLIN, 0});
-    if (poll(waiting.data(), waiting.size(), -1) < 0) return;  // interrupted: the caller's loop asks again
-    for (std::size_t i = waiting.size(); i-- > 0;) {
-      if (waiting[i].revents == 0 || !read_from(children_[i])) continue;
-      finish(children_[i]);
-      children_.erase(children_.begin() + static_cast<std::ptrdiff_t>(i));
-    }
-  }
-
-  /// True at the end of the child's output.
-  static bool read_from(Child& child) {
-    std::uint8_t buffer[65536];
-    const ssize_t count = read(child.fd, buffer, sizeof buffer);
-    if (count > 0) child.bytes.insert(child.bytes.end(), buffer, buffer + count);
-    return count == 0 || (count < 0 && errno != EINTR && errno != EAGAIN);
-  }
-
-  void finish(Child& child) {
-    close(child.fd);
-    int status = 0;
-    while (waitpid(child.pid, &status, 0) < 0 && errno == EINTR) {
-    }
-    if (WIFSIGNALED(status) && WTERMSIG(status) != SIGABRT && WTERMSIG(status) != SIGSEGV) {
-      problems_.push_back(environment_problem(fmt::format("a simulation process was ended by signal {} ({})",
-                                                          WTERMSIG(status), strsignal(WTERMSIG(status))),
-                                              "if memory ran out, simulate fewer runs at a time"));
-      return;
-    }
-    TY_CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "a simulation process failed");
-    const nlohmann::json json = nlohmann::json::from_cbor(child.bytes, true, false);
-    TY_CHECK(!json.is_discarded(), "a simulation process sends a whole result");
-    results_[child.index] = json.get<RunResult>();
-    if (options_.on_result) options_.on_result(child.index, results_[child.index]);
-  }
-
-  static void abandon(const Child& child) {
-    kill(child.pid, SIGKILL);
-    close(child.fd);
-    while (waitpid(child.pid, nullptr, 0) < 0 && errno == EINTR) {
-    }
-  }
-
-  const std::vector<RunInput>& inputs_;
-  const RunPool& options_;
-  std::size_t limit_ = 1;
-  std::size_t next_ = 0;
-  std::vector<Child> children_;
-  std::vector<RunResult> results_;
-  Problems problems_;
-};
-
 }  // namespace
 
 Problems validate(const RunInput& input, const std::string& path) {
@@ -272,10 +139,24 @@ Result<std::vector<RunResult>> run_many(const std::vector<RunInput>& inputs, con
   }
   if (!problems.empty()) return problems;
   for (const RunInput& input : inputs) ask_for_foreseen_states(input);
-  Pool children(inputs, pool);
-  problems = children.run();
+  std::vector<RunResult> results(inputs.size());
+  ChildWork work;
+  work.count = inputs.size();
+  work.processes = pool.processes;
+  work.work = [&](std::size_t i) {
+    RunWorld world(inputs[i], platform_host());
+    return nlohmann::json::to_cbor(nlohmann::json(world.run()));
+  };
+  work.on_result = [&](std::size_t i, const Bytes& bytes) {
+    const nlohmann::json json = nlohmann::json::from_cbor(bytes, true, false);
+    TY_CHECK(!json.is_discarded(), "a simulation process sends a whole result");
+    results[i] = json.get<RunResult>();
+    if (pool.on_result) pool.on_result(i, results[i]);
+  };
+  work.on_wait = pool.on_wait;
+  problems = in_children(work);
   if (!problems.empty()) return problems;
-  return children.take_results();
+  return results;
 }
 
 Result<RunResult> simulate_run(const RunInput& input) {

@@ -68,6 +68,8 @@ struct RunPool {
   int processes = 0;
   /// Called in the calling process as each run ends, in no particular order.
   std::function<void(std::size_t index, const RunResult& result)> on_result;
+  /// Called in the calling process a few times a second meanwhile.
+  std::function<void()> on_wait;
 };
 
 /// Simulates every input in a forked child (one SimGrid engine per process) and returns the

@@ -151,10 +151,13 @@ Result<StepResult> from_bytes(const std::vector<std::uint8_t>& bytes) {
 
 Result<StepResult> simulate_step(const StepProgram& program, const ClusterSpec& cluster, const CostModel& cost,
                                  const StepOptions& options) {
-  const Result<std::vector<std::uint8_t>> bytes =
-      in_child_process([&] { return to_bytes(simulate_step_here(program, cluster, cost, options)); });
-  if (!bytes) return bytes.problems();
-  return from_bytes(bytes.value());
+  Bytes bytes;
+  ChildWork work;
+  work.work = [&](std::size_t) { return to_bytes(simulate_step_here(program, cluster, cost, options)); };
+  work.on_result = [&](std::size_t, const Bytes& result) { bytes = result; };
+  work.on_wait = options.on_wait;
+  if (const Problems problems = in_children(work); !problems.empty()) return problems;
+  return from_bytes(bytes);
 }
 
 std::string label_of(const StepProgram& program, const StepResult& result, const Slice& slice) {

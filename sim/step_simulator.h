@@ -8,6 +8,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,8 @@ struct StepOptions {
   /// Replay runs of private ops as one event each.
   bool merge = true;
   bool timeline = false;
+  /// Called in the calling process a few times a second while a child simulates.
+  std::function<void()> on_wait;
 };
 
 /// Where a step's time goes, as the compute stream sees it. Every second of a rank is in exactly one part.

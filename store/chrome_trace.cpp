@@ -179,20 +179,41 @@ Problems write_run_process(RunReader& reader, const Run& run, TraceWriter& trace
   return {};
 }
 
+// Leaves the classes that `only` names; all, when it names none.
+Problems keep_only(const std::vector<std::int64_t>& only, const Run& run, const std::string& file,
+                   std::vector<RankClass>& classes) {
+  if (only.empty()) return {};
+  std::vector<RankClass> kept;
+  for (const std::int64_t id : only) {
+    const auto found =
+        std::find_if(classes.begin(), classes.end(), [&](const RankClass& c) { return c.class_id == id; });
+    if (found == classes.end()) {
+      return {{file, "", std::to_string(id), fmt::format("run {} has no such rank class", run.id),
+               classes.empty() ? "it is a run over time, or has none stored: export the run of its step"
+                               : fmt::format("choose from 0 to {}", classes.back().class_id)}};
+    }
+    kept.push_back(*found);
+  }
+  classes = std::move(kept);
+  return {};
+}
+
 }  // namespace
 
 Result<ChromeTraceCounts> export_chrome(RunReader& reader, const Run& run, std::ostream& out,
-                                        const ExportProgress& progress) {
+                                        const std::vector<std::int64_t>& only, const ExportProgress& progress) {
   auto streams = reader.streams(run.id);
   if (!streams) return streams.problems();
   auto classes = reader.rank_classes(run.id);
   if (!classes) return classes.problems();
+  std::vector<RankClass> wanted = std::move(classes).value();
+  if (Problems problems = keep_only(only, run, reader.file(), wanted); !problems.empty()) return problems;
   TraceWriter trace(out);
   trace.begin();
   if (Problems problems = write_run_process(reader, run, trace); !problems.empty()) return problems;
-  const double total = static_cast<double>(classes.value().size());
+  const double total = static_cast<double>(wanted.size());
   double done = 0;
-  for (const RankClass& c : classes.value()) {
+  for (const RankClass& c : wanted) {
     if (progress && !progress(done++ / total)) return trace.stopped();
     if (Problems problems = write_class(reader, run, streams.value(), c, trace); !problems.empty()) return problems;
   }

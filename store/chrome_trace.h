@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <functional>
 #include <iosfwd>
+#include <vector>
 
 #include "models/base/status.h"
 #include "store/run_reader.h"
@@ -32,9 +33,10 @@ struct ChromeTraceCounts {
 /// Told the fraction that is written; returns false to stop.
 using ExportProgress = std::function<bool(double fraction)>;
 
-/// Writes the run as one JSON object. A Problem says what of the store could not be read; whether the
-/// stream took the text is for the caller to see.
+/// Writes the run as one JSON object, with the rank classes of `only`, or all when that is empty. A Problem says what
+/// of the store could not be read; whether the stream took the text is for the caller to see.
 Result<ChromeTraceCounts> export_chrome(RunReader& reader, const Run& run, std::ostream& out,
+                                        const std::vector<std::int64_t>& only = {},
                                         const ExportProgress& progress = {});
 
 }  // namespace trainyard::store

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "tests/cli/yard.h"
 
@@ -115,12 +116,15 @@ TEST_CASE("stored runs are listed, shown and exported", "[cli]") {
   CHECK(trace["traceEvents"].size() > 50);
 }
 
-TEST_CASE("a simulation that is killed stays in the store, as interrupted", "[cli]") {
-  const Yard yard;
-  // Its step takes seconds to simulate, so a kill as soon as the run is entered lands in the middle of it.
+namespace {
+
+// The exit status of a simulation that gets the signal as soon as its run is in the store. Its step takes seconds to
+// simulate, so the signal lands in the middle of it. The last argument: what the store says of it afterwards.
+int signalled_status(const Yard& yard, int signal, nlohmann::json& left) {
   const pid_t victim = fork();
   if (victim == 0) {
-    if (std::freopen("/dev/null", "w", stdout) == nullptr) _exit(126);
+    if (std::freopen("/dev/null", "w", stdout) == nullptr || std::freopen("/dev/null", "w", stderr) == nullptr)
+      _exit(126);
     execl(TRAINYARD_BINARY, TRAINYARD_BINARY, "sim", "run", TRAINYARD_SOURCE_DIR "/scenarios/04-link-down.json", "-q",
           "--store", yard.store().c_str(), nullptr);
     _exit(127);
@@ -130,12 +134,78 @@ TEST_CASE("a simulation that is killed stays in the store, as interrupted", "[cl
     return list.code == 0 ? nlohmann::json::parse(list.out) : nlohmann::json::array();
   };
   for (int i = 0; i < 600 && runs().empty(); ++i) usleep(50'000);
-  kill(victim, SIGKILL);
-  waitpid(victim, nullptr, 0);
-  const nlohmann::json left = runs();
+  kill(victim, signal);
+  int status = 0;
+  waitpid(victim, &status, 0);
+  left = runs();
+  return status;
+}
+
+}  // namespace
+
+TEST_CASE("a simulation that is killed stays in the store, as interrupted", "[cli]") {
+  const Yard yard;
+  nlohmann::json left;
+  const int status = signalled_status(yard, SIGKILL, left);
+  CHECK(WIFSIGNALED(status));
   REQUIRE(left.size() == 1);
   CHECK(left[0]["status"] == "interrupted");
   CHECK(left[0]["name"] == "04-link-down");
+}
+
+TEST_CASE("Ctrl-C ends a simulation in order, with code 130", "[cli]") {
+  const Yard yard;
+  nlohmann::json left;
+  const int status = signalled_status(yard, SIGINT, left);
+  REQUIRE(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 130);
+  REQUIRE(left.size() == 1);
+  CHECK(left[0]["status"] == "interrupted");
+}
+
+TEST_CASE("progress is told as JSON lines on request", "[cli]") {
+  const Yard yard;
+  const Outcome outcome = yard.run("sim run scenarios/tiny/grok1-a-day.json --seeds 3 --no-store --progress ndjson");
+  REQUIRE(outcome.code == 0);
+  std::istringstream lines(outcome.err);
+  std::string line;
+  nlohmann::json last;
+  while (std::getline(lines, line)) last = nlohmann::json::parse(line);
+  CHECK(last["progress"] == "simulating runs");
+  CHECK(last["done"] == 6);  // two policies
+  CHECK(last["total"] == 6);
+}
+
+TEST_CASE("failures are told as JSON on request", "[cli]") {
+  const Yard yard;
+  const Outcome missing = yard.run("plan check no-such-file.json --json");
+  CHECK(missing.code == 2);
+  const auto problem = nlohmann::json::parse(missing.out)["problems"][0];
+  CHECK(problem["kind"] == "invalid_input");
+  CHECK(problem["file"] == "no-such-file.json");
+  CHECK(problem["fix"] != "");
+  CHECK(nlohmann::json::parse(yard.run("plan check --json").out)["problems"].size() == 1);
+}
+
+TEST_CASE("an export is whole or not there, and takes only the classes asked for", "[cli]") {
+  const Yard yard;
+  REQUIRE(yard.run("sim run scenarios/tiny/llama.json --timeline -q").code == 0);
+  const std::string file = yard.file("trace.json", "before");
+  const auto text = [&] {
+    std::ifstream in(file);
+    return std::string(std::istreambuf_iterator<char>(in), {});
+  };
+  CHECK(yard.run("run export latest --rank-class 99 -o " + file).code == 2);
+  CHECK(text() == "before");
+  REQUIRE(yard.run("run export latest -q -o " + file).code == 0);
+  const std::size_t all = nlohmann::json::parse(text())["traceEvents"].size();
+  REQUIRE(yard.run("run export latest -q --rank-class 0 -o " + file).code == 0);
+  const std::size_t one = nlohmann::json::parse(text())["traceEvents"].size();
+  CHECK(one > 20);
+  CHECK(one < all);
+  CHECK_FALSE(fs::exists(file + ".part"));
+  CHECK(yard.run("run export latest -o /dev/null").code == 0);
+  CHECK(yard.run("run export latest -o /no/such/folder/trace.json").code == 2);
 }
 
 TEST_CASE("exit codes say what went wrong, and messages where", "[cli]") {
@@ -145,6 +215,8 @@ TEST_CASE("exit codes say what went wrong, and messages where", "[cli]") {
   CHECK(yard.run("sim run no-such-file.json").code == 2);
   CHECK(contains(yard.run("sim rnu x").err, "did you mean \"run\""));
   CHECK(contains(yard.run("simm").err, "did you mean \"sim\""));
+  CHECK(contains(yard.run("sim run x.json --sede 3").err, "did you mean \"--seed\""));
+  CHECK(contains(yard.run("sim run x.json --jsno").err, "did you mean \"--json\""));
 
   const Outcome broken = yard.run("plan check " + yard.file("broken.json", "{\"schema\": 1, \"name\": "));
   CHECK(broken.code == 2);

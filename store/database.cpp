@@ -30,8 +30,8 @@ struct Connection {
 
 namespace {
 
-// How long a statement waits for another process's lock: writers commit in far less.
-constexpr int kBusyTimeoutMs = 5000;
+// How long a statement waits for another process's lock: writers commit in far less, but several may take turns.
+constexpr int kBusyTimeoutMs = 30'000;
 
 int open_flags(Access access) {
   switch (access) {

@@ -1,6 +1,6 @@
-// Read order. A writer commits its run's end before it lets go of the lock. So a row that says
+// Read order. A writer commits its run's end before it lets go of the run's lock. So a row that says
 // "running", read before the lock was seen free and still there afterwards, has a dead writer. One look
-// at each would not do: the writer may end, or a new one begin, in between.
+// at each would not do: the writer may end in between.
 #include "store/run_reader.h"
 
 #include <fmt/format.h>
@@ -9,10 +9,11 @@
 #include <algorithm>
 #include <charconv>
 #include <map>
+#include <set>
 #include <utility>
 
+#include "store/run_lock.h"
 #include "store/store_file.h"
-#include "store/writer_lock.h"
 
 namespace trainyard::store {
 
@@ -62,10 +63,6 @@ Run read_run(const Statement& row) {
   return run;
 }
 
-bool any_running(const std::vector<Run>& runs) {
-  return std::any_of(runs.begin(), runs.end(), [](const Run& run) { return run.status == RunStatus::Running; });
-}
-
 Problem no_such_run(const std::string& file, const std::string& selector, const std::vector<Run>& runs) {
   if (runs.empty())
     return {file, "", selector, "the store has no runs yet", "make one with `trainyard sim run SCENARIO`"};
@@ -98,10 +95,13 @@ std::vector<Run> RunReader::select_runs() {
 
 Result<std::vector<Run>> RunReader::runs() {
   std::vector<Run> runs = select_runs();
-  if (any_running(runs) && !WriterLock::held(file_)) {
+  std::set<std::int64_t> orphans;
+  for (const Run& run : runs)
+    if (run.status == RunStatus::Running && !RunLock::held(file_, run.id)) orphans.insert(run.id);
+  if (!orphans.empty()) {
     runs = select_runs();
     for (Run& run : runs)
-      if (run.status == RunStatus::Running) run.status = RunStatus::Interrupted;
+      if (run.status == RunStatus::Running && orphans.count(run.id) > 0) run.status = RunStatus::Interrupted;
   }
   if (database_.failed()) return database_.problems();
   return runs;

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "store/database.h"
+#include "store/run_lock.h"
 #include "store/store_file.h"
-#include "store/writer_lock.h"
 
 namespace trainyard::store {
 
@@ -38,9 +38,10 @@ Result<Database> open_for_writing(const std::string& file) {
 }  // namespace
 
 struct RunWriter::State {
-  State(WriterLock the_lock, Database the_database, const WriterOptions& the_options);
+  State(std::string the_file, RunLock the_lock, Database the_database, const WriterOptions& the_options);
 
   void enter(const NewRun& run);
+  void end_orphans();
   void prepare();
   void commit();
   void end_run(const RunOutcome& outcome);
@@ -49,8 +50,9 @@ struct RunWriter::State {
   template <class Insert>
   void add(std::size_t rows, Insert insert);
 
-  // The lock outlives the connection: nobody may write before the last transaction is over.
-  WriterLock lock;
+  // The lock outlives the connection: the run has a writer until its last transaction is over.
+  std::string file;
+  RunLock lock;
   Database database;
   WriterOptions options;
   pid_t owner = ::getpid();
@@ -65,13 +67,12 @@ struct RunWriter::State {
       insert_phase, insert_band;
 };
 
-RunWriter::State::State(WriterLock the_lock, Database the_database, const WriterOptions& the_options)
-    : lock(std::move(the_lock)), database(std::move(the_database)), options(the_options) {}
+RunWriter::State::State(std::string the_file, RunLock the_lock, Database the_database, const WriterOptions& the_options)
+    : file(std::move(the_file)), lock(std::move(the_lock)), database(std::move(the_database)), options(the_options) {}
 
 void RunWriter::State::enter(const NewRun& run) {
   database.execute("BEGIN IMMEDIATE");
-  // Holding the writer lock proves that no earlier writer is alive.
-  database.execute("UPDATE runs SET status = 'interrupted' WHERE status = 'running'");
+  end_orphans();
   database
       .prepare(
           "INSERT INTO runs (name, kind, status, started_unix_ns, version, commit_id, seed, parameters, host) "
@@ -79,10 +80,26 @@ void RunWriter::State::enter(const NewRun& run) {
       .with(run.name, to_string(run.kind), unix_now_ns(), run.version, run.commit_id, std::to_string(run.seed),
             run.parameters_json, run.host_json)
       .run();
+  if (database.failed()) return;
   run_id = database.last_insert_id();
+  lock.hold(run_id);
   Statement insert_stream = database.prepare("INSERT INTO streams VALUES (?, ?, ?)");
   for (const std::string& name : run.streams) insert_stream.with(run_id, streams++, name).run();
   database.execute("COMMIT");
+  lock.leave_entrance();
+}
+
+// Runs that say they are running, and whose writers are dead.
+void RunWriter::State::end_orphans() {
+  std::vector<std::int64_t> orphans;
+  {
+    Statement running = database.prepare("SELECT id FROM runs WHERE status = 'running'");
+    while (running.next()) {
+      if (!RunLock::held(file, running.integer(0))) orphans.push_back(running.integer(0));
+    }
+  }
+  for (const std::int64_t id : orphans)
+    database.prepare("UPDATE runs SET status = 'interrupted' WHERE id = ?").with(id).run();
 }
 
 void RunWriter::State::prepare() {
@@ -144,11 +161,11 @@ std::int64_t RunWriter::State::label_id(const Slice& slice) {
 
 Result<RunWriter> RunWriter::open(const std::string& file, const NewRun& run, const WriterOptions& options) {
   const std::string canonical = canonical_store_file(file);
-  auto lock = WriterLock::acquire(canonical, options.lock_wait_s);
+  auto lock = RunLock::enter(canonical, options.lock_wait_s);
   if (!lock) return lock.problems();
   auto database = open_for_writing(canonical);
   if (!database) return database.problems();
-  auto state = std::make_unique<State>(std::move(lock).value(), std::move(database).value(), options);
+  auto state = std::make_unique<State>(canonical, std::move(lock).value(), std::move(database).value(), options);
   state->enter(run);
   state->prepare();
   if (state->database.failed()) return state->database.problems();

@@ -2,8 +2,8 @@
 //
 // What has been committed survives anything, kill -9 included: each batch is one transaction, the store
 // file appears whole or not at all, and a run whose writer died reads as interrupted (run_reader.h) until
-// the next writer says so for good. Errors are sticky: after the first one, such as a full disk, adding
-// does nothing, and finish() returns the Problem.
+// the next writer says so for good. Runs of several processes may be written at once: their batches take turns. Errors
+// are sticky: after the first one, such as a full disk, adding does nothing, and finish() returns the Problem.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@
 namespace trainyard::store {
 
 struct WriterOptions {
-  /// How long to wait for another writer of the same store.
+  /// How long to wait while others enter their runs.
   double lock_wait_s = 10;
   /// A batch is committed by the row that makes it this long, or finds it this old.
   std::int64_t batch_rows = 8192;

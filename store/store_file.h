@@ -11,7 +11,7 @@ namespace trainyard::store {
 /// $TRAINYARD_STORE, else ./trainyard.sqlite.
 std::string default_store_file();
 
-/// The path without links and dots, so that two names of one file share one writer lock.
+/// The path without links and dots, so that two names of one file share one lock.
 std::string canonical_store_file(const std::string& file);
 
 /// Nothing when `file` begins as a store of ours that this version can read; else the Problem. Reads
@@ -19,7 +19,7 @@ std::string canonical_store_file(const std::string& file);
 Problems check_header(const std::string& file);
 
 /// Makes a new, empty store at `file` if there is none. It appears there whole or not at all. The caller
-/// holds the writer lock.
+/// is in the entrance (run_lock.h).
 Problems create_if_missing(const std::string& file);
 
 /// Nothing when SQLite finds the pages in order. Files above 64 MiB are not read through: what we

@@ -4,6 +4,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <csignal>
+#include <filesystem>
 #include <limits>
 #include <regex>
 
@@ -168,28 +170,70 @@ TEST_CASE("a writer that is dropped leaves an interrupted run with what was adde
   CHECK(reader.events(run.id).value().size() == 1);
 }
 
-TEST_CASE("a store has one writer, and says which process it is") {
+TEST_CASE("several processes write runs into one store at once") {
   const TempDir dir;
   const std::string file = dir.file("s.sqlite");
-  WriterOptions at_once;
-  at_once.lock_wait_s = 0;
   RunWriter first = open_writer(file);
-  const auto second = RunWriter::open(file, sample_new_run(), at_once);
-  REQUIRE_FALSE(second.ok());
-  CHECK(to_string(second.problems()[0]).find("process " + std::to_string(::getpid())) != std::string::npos);
+  std::vector<pid_t> children;
+  for (int i = 0; i < 4; ++i) {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      auto opened = RunWriter::open(file, sample_new_run());
+      if (!opened.ok()) ::_exit(1);
+      RunWriter writer = std::move(opened).value();
+      for (int j = 0; j < 200; ++j) writer.add_event({j, "tick", std::nullopt, ""}), writer.commit();
+      ::_exit(writer.finish({RunStatus::Finished, "", ""}).empty() ? 0 : 1);
+    }
+    children.push_back(child);
+  }
+  for (int j = 0; j < 200; ++j) first.add_event({j, "tick", std::nullopt, ""}), first.commit();
+  for (const pid_t child : children) {
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    CHECK(WEXITSTATUS(status) == 0);
+  }
+  RunReader reader = open_reader(file);
+  const std::vector<Run> runs = reader.runs().value();
+  REQUIRE(runs.size() == 5);
+  for (const Run& run : runs) {
+    CHECK(run.status == (run.id == first.run_id() ? RunStatus::Running : RunStatus::Finished));
+    CHECK(reader.events(run.id).value().size() == 200);
+  }
   REQUIRE(first.finish({RunStatus::Finished, "", ""}).empty());
-  CHECK(RunWriter::open(file, sample_new_run(), at_once).ok());
+  CHECK_FALSE(std::filesystem::exists(file + "-writer"));  // the last one out removes it
+}
+
+TEST_CASE("of two writers the one that is killed is interrupted, and the other goes on") {
+  const TempDir dir;
+  const std::string file = dir.file("s.sqlite");
+  RunWriter living = open_writer(file);
+  const pid_t victim = ::fork();
+  if (victim == 0) {
+    auto doomed = RunWriter::open(file, sample_new_run());
+    ::kill(::getpid(), SIGKILL);
+    ::_exit(1);
+  }
+  ::waitpid(victim, nullptr, 0);
+  const auto statuses = [&] {
+    std::vector<RunStatus> all;
+    const std::vector<Run> runs = open_reader(file).runs().value();
+    for (const Run& run : runs) all.push_back(run.status);
+    return all;
+  };
+  CHECK(statuses() == std::vector{RunStatus::Running, RunStatus::Interrupted});
+  const RunWriter third = open_writer(file);  // enters it for good, and leaves the living one alone
+  CHECK(statuses() == std::vector{RunStatus::Running, RunStatus::Interrupted, RunStatus::Running});
+  living.add_event({1, "tick", std::nullopt, ""});
+  CHECK(living.finish({RunStatus::Finished, "", ""}).empty());
 }
 
 TEST_CASE("another name of the file is the same store") {
   const TempDir dir;
   const std::string file = dir.file("s.sqlite");
-  RunWriter first = open_writer(file);
+  RunWriter writer = open_writer(file);
   REQUIRE(::symlink(file.c_str(), dir.file("link.sqlite").c_str()) == 0);
-  WriterOptions at_once;
-  at_once.lock_wait_s = 0;
-  CHECK_FALSE(RunWriter::open(dir.file("link.sqlite"), sample_new_run(), at_once).ok());
-  CHECK_FALSE(RunWriter::open(dir.path() + "/./s.sqlite", sample_new_run(), at_once).ok());
+  for (const std::string& name : {dir.file("link.sqlite"), dir.path() + "/./s.sqlite"})
+    CHECK(open_reader(name).find("latest").value().status == RunStatus::Running);
 }
 
 TEST_CASE("reading within the writer's process does not give its lock away") {
@@ -197,15 +241,12 @@ TEST_CASE("reading within the writer's process does not give its lock away") {
   const std::string file = dir.file("s.sqlite");
   RunWriter writer = open_writer(file);
   { CHECK(open_reader(file).find("latest").value().status == RunStatus::Running); }
-  // Another process must still find the lock taken and the run running.
+  // Another process must still find the run running.
   const pid_t child = ::fork();
   if (child == 0) {
-    WriterOptions at_once;
-    at_once.lock_wait_s = 0;
-    const bool refused = !RunWriter::open(file, sample_new_run(), at_once).ok();
     auto reader = RunReader::open(file);
     const bool running = reader.ok() && std::move(reader).value().find("latest").value().status == RunStatus::Running;
-    ::_exit(refused && running ? 0 : 1);
+    ::_exit(running ? 0 : 1);
   }
   int status = 0;
   ::waitpid(child, &status, 0);

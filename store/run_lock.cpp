@@ -1,4 +1,4 @@
-#include "store/writer_lock.h"
+#include "store/run_lock.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -12,6 +12,8 @@
 #include <cstring>
 #include <thread>
 #include <vector>
+
+#include "models/base/check.h"
 
 namespace trainyard::store {
 
@@ -36,19 +38,19 @@ void remember(int descriptor) {
   held_descriptors().push_back(descriptor);
 }
 
-struct flock whole_file(short type) {
+constexpr std::int64_t kEntrance = 0;
+
+// `length` 0: to the end of the file and beyond.
+bool set_lock(int descriptor, short type, std::int64_t first, std::int64_t length) {
   struct flock range {};
   range.l_type = type;
   range.l_whence = SEEK_SET;
-  return range;
-}
-
-bool try_lock(int descriptor) {
-  struct flock range = whole_file(F_WRLCK);
+  range.l_start = first;
+  range.l_len = length;
   return ::fcntl(descriptor, F_OFD_SETLK, &range) == 0;
 }
 
-// A releasing writer removes the file, so the one that we locked may no longer be the one at `path`.
+// The last writer to leave removes the file, so the one that we locked may no longer be the one at `path`.
 bool is_still_at(int descriptor, const std::string& path) {
   struct stat opened {
   }, named{};
@@ -71,8 +73,8 @@ std::string read_process_id(int descriptor) {
 }
 
 Problem busy(const std::string& store_file, const std::string& process_id) {
-  return {store_file, "", "", fmt::format("process {} is writing this store, and a store has one writer", process_id),
-          "wait for it to end, or give this run a store of its own with --store FILE or TRAINYARD_STORE"};
+  return {store_file, "", "", fmt::format("process {} has been entering a run for too long", process_id),
+          "see what holds it up, or give this run a store of its own with --store FILE or TRAINYARD_STORE"};
 }
 
 Problem cannot_open(const std::string& store_file, int error) {
@@ -86,17 +88,17 @@ Problem cannot_open(const std::string& store_file, int error) {
 
 }  // namespace
 
-Result<WriterLock> WriterLock::acquire(const std::string& store_file, double wait_s) {
+Result<RunLock> RunLock::enter(const std::string& store_file, double wait_s) {
   const std::string path = lock_path(store_file);
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::duration<double>(wait_s);
   while (true) {
     const int descriptor = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
     if (descriptor < 0) return cannot_open(store_file, errno);
-    const bool locked = try_lock(descriptor);
+    const bool locked = set_lock(descriptor, F_WRLCK, kEntrance, 1);
     if (locked && is_still_at(descriptor, path)) {
       write_process_id(descriptor);
       remember(descriptor);
-      return WriterLock(descriptor, path);
+      return RunLock(descriptor, path);
     }
     const int error = errno;
     const std::string owner = read_process_id(descriptor);
@@ -108,33 +110,44 @@ Result<WriterLock> WriterLock::acquire(const std::string& store_file, double wai
   }
 }
 
-bool WriterLock::held(const std::string& store_file) {
+void RunLock::hold(std::int64_t run_id) {
+  TY_CHECK(run_id > kEntrance && set_lock(descriptor_, F_WRLCK, run_id, 1), "a new run's byte is nobody's");
+}
+
+void RunLock::leave_entrance() { set_lock(descriptor_, F_UNLCK, kEntrance, 1); }
+
+bool RunLock::held(const std::string& store_file, std::int64_t run_id) {
   const int descriptor = ::open(lock_path(store_file).c_str(), O_RDONLY | O_CLOEXEC);
   if (descriptor < 0) return false;
-  struct flock range = whole_file(F_RDLCK);
+  struct flock range {};
+  range.l_type = F_RDLCK;
+  range.l_whence = SEEK_SET;
+  range.l_start = run_id;
+  range.l_len = 1;
   const bool known = ::fcntl(descriptor, F_OFD_GETLK, &range) == 0;
   ::close(descriptor);
   return known && range.l_type != F_UNLCK;
 }
 
-WriterLock::WriterLock(WriterLock&& other) noexcept
+RunLock::RunLock(RunLock&& other) noexcept
     : descriptor_(std::exchange(other.descriptor_, -1)), path_(std::move(other.path_)) {}
 
-WriterLock& WriterLock::operator=(WriterLock&& other) noexcept {
+RunLock& RunLock::operator=(RunLock&& other) noexcept {
   std::swap(descriptor_, other.descriptor_);
   std::swap(path_, other.path_);
   return *this;
 }
 
-WriterLock::~WriterLock() { release(); }
+RunLock::~RunLock() { release(); }
 
-void WriterLock::release() {
+void RunLock::release() {
   auto& descriptors = held_descriptors();
   const auto mine = std::find(descriptors.begin(), descriptors.end(), descriptor_);
   // In a forked child the handler has closed it already, and the file is the parent's to remove.
   if (descriptor_ < 0 || mine == descriptors.end()) return;
   descriptors.erase(mine);
-  ::unlink(path_.c_str());
+  // Whoever gets all of it is the last one here.
+  if (set_lock(descriptor_, F_WRLCK, 0, 0)) ::unlink(path_.c_str());
   ::close(descriptor_);
   descriptor_ = -1;
 }

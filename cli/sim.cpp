@@ -201,7 +201,7 @@ class Recorder {
 
  private:
   Problems finish(const Simulated& simulated, std::uint64_t hash) {
-    const Problems problems = writer_->finish(
+    Problems problems = writer_->finish(
         {store::RunStatus::Finished, make_report(job_, simulated).dump(), fmt::format("{:016x}", hash)});
     writer_.reset();
     return problems;

@@ -40,7 +40,7 @@ class Conductor {
       : program_(program), cluster_(cluster), cost_(cost), options_(options), fold_(fold), network_(fold) {
     for (const StageProgram& stage : program.stages) flat_.push_back(flatten(program, stage));
     classes_.reserve(fold.ranks.size());
-    for (std::size_t c = 0; c < fold.ranks.size(); ++c) classes_.emplace_back(flat_[index(fold.ranks[c].stage)]);
+    for (const RankClass& rank : fold.ranks) classes_.emplace_back(flat_[index(rank.stage)]);
     find_sorts();
     find_slow_gpus();
     plan_link_changes();

@@ -19,6 +19,9 @@ namespace {
 
 // SimGrid's sizes are whole numbers; counting in fractions of a byte keeps rounding below a part in 10^12.
 constexpr double kUnitsPerByte = 4096;
+std::uint64_t whole_units(double units) {
+  return static_cast<std::uint64_t>(std::max<long long>(1, std::llround(units)));
+}
 
 // Listing a link k times in a route gives the flow k shares of it. Long lists cost time, so weights are reduced by what
 // they have in common across each link, its capacity with them. (Never along a channel: fairness is between flows, and
@@ -184,7 +187,7 @@ void FlowNetwork::sleep_until(double time_s) {
 }
 
 void FlowNetwork::start(std::int32_t channel, double bytes, double max_bytes_per_s, std::int64_t tag) {
-  const auto units = std::max<std::uint64_t>(1, static_cast<std::uint64_t>(bytes * kUnitsPerByte + 0.5));
+  const auto units = whole_units(bytes * kUnitsPerByte);
   impl_->start({channel, tag, max_bytes_per_s > 0 ? max_bytes_per_s * kUnitsPerByte : 0, 0}, units);
   ++impl_->started;
 }
@@ -242,7 +245,7 @@ void FlowNetwork::set_capacity(std::int32_t link_class, double bytes_per_s) {
     const double left = impl_->comms[i]->get_remaining();
     impl_->comms[i]->cancel();
     impl_->remove(i);
-    impl_->start(flow, std::max<std::uint64_t>(1, static_cast<std::uint64_t>(left + 0.5)));
+    impl_->start(flow, whole_units(left));
   }
   impl_->find_earliest();
 }

@@ -17,9 +17,9 @@ Platform::Platform(const ClusterSpec& cluster, std::int64_t ranks, double payloa
     tier.rails = cluster.rail_optimized && i == 0 ? cluster.nics_per_node : 1;
     tier.first_link = static_cast<LinkId>(capacity_.size());
     const std::int64_t groups = (nodes + spec.nodes_per_group - 1) / spec.nodes_per_group * tier.rails;
-    const double nics_below = static_cast<double>(spec.nodes_per_group * cluster.nics_per_node / tier.rails);
+    const std::int64_t nics_below = spec.nodes_per_group * cluster.nics_per_node / tier.rails;
     capacity_.resize(capacity_.size() + static_cast<std::size_t>(2 * groups),
-                     nics_below * payload_rate / below_over_above);
+                     static_cast<double>(nics_below) * payload_rate / below_over_above);
     tiers_.push_back(tier);
   }
 }

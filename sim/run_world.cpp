@@ -508,7 +508,7 @@ void RunWorld::tell(const recovery::Event& event) {
 void RunWorld::control() {
   for (;;) {
     mail_->acquire();
-    const recovery::Event event = std::move(inbox_.front());
+    const recovery::Event event = inbox_.front();
     inbox_.pop_front();
     if (is_symptom(event)) trace_.add(now_ns_, RunEventKind::Symptom, node_of(event), describe(event));
     const State before = controller_.state();

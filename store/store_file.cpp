@@ -20,13 +20,13 @@ namespace {
 
 constexpr std::int64_t kPageCheckLimitBytes = 64LL << 20;
 constexpr int kHeaderBytes = 100;  // https://sqlite.org/fileformat.html, section 1.3
-constexpr int kUserVersionOffset = 60;
-constexpr int kApplicationIdOffset = 68;
+constexpr std::size_t kUserVersionOffset = 60;
+constexpr std::size_t kApplicationIdOffset = 68;
 using Header = std::array<unsigned char, kHeaderBytes>;
 
-std::int32_t big_endian(const Header& header, int offset) {
+std::int32_t big_endian(const Header& header, std::size_t offset) {
   std::uint32_t value = 0;
-  for (int i = 0; i < 4; ++i) value = value << 8 | header[static_cast<std::size_t>(offset + i)];
+  for (std::size_t i = 0; i < 4; ++i) value = value << 8 | header[offset + i];
   return static_cast<std::int32_t>(value);
 }
 

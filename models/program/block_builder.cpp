@@ -208,7 +208,7 @@ Block BlockBuilder::finish() {
 bool accumulates(const Op& op, std::size_t out_index) {
   switch (op.kind) {
     case OpKind::Matmul: return op.attr.accumulate;
-    case OpKind::NormGrad: return out_index >= 1;
+    case OpKind::NormGrad:
     case OpKind::AdamW: return out_index >= 1;
     case OpKind::EmbeddingGrad:
     case OpKind::PositionGrad:

@@ -500,8 +500,8 @@ class Rendezvous {
       progress = false;
       for (std::size_t s = 0; s < stages_.size(); ++s) progress |= advance(s);
     }
-    for (std::size_t s = 0; s < stages_.size(); ++s) {
-      if (stages_[s].done_ops < stages_[s].total_ops) return report();
+    for (const StageState& state : stages_) {
+      if (state.done_ops < state.total_ops) return report();
     }
   }
 
@@ -603,15 +603,12 @@ class Rendezvous {
   // Each stuck stage waits for a partner: following those edges must lead round a cycle.
   void report() {
     std::string text;
-    for (std::size_t s = 0; s < stages_.size(); ++s) {
-      const StageState& state = stages_[s];
+    for (const StageState& state : stages_) {
       for (std::size_t q = 0; q < kStreamCount; ++q) {
         if (state.head[q] >= state.queue[q].size()) continue;
         const Launch launch = state.queue[q][state.head[q]];
-        const Item& item = state.stage->items[index(launch.item)];
         if (!ready(state, launch)) continue;
         text += (text.empty() ? "" : "; ") + describe(program_, *state.stage, launch.item, launch.op);
-        (void)item;
       }
     }
     problems_.push_back(broken("rendezvous", "deadlock, each of these waits for another: " + text,

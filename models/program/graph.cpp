@@ -361,7 +361,7 @@ class BackwardEmitter : Emitter {
     builder_.add(std::move(dgrad));
     give(node.in[0], dx);
 
-    deferred_.push_back([this, &node, dy, x] {
+    deferred_.emplace_back([this, &node, dy, x] {
       Op wgrad = backward_op(node, OpKind::Matmul);
       wgrad.label = node.op.label + ".wgrad";
       wgrad.attr.m = node.op.attr.n;
@@ -436,7 +436,7 @@ class BackwardEmitter : Emitter {
     const TensorId dx = dgrad.out[0];
     builder_.add(std::move(dgrad));
     give(node.in[0], dx);
-    deferred_.push_back([this, &node, dy, x, counts] {
+    deferred_.emplace_back([this, &node, dy, x, counts] {
       Op wgrad = backward_op(node, OpKind::GroupedMatmulWgrad);
       wgrad.label = node.op.label + ".wgrad";
       wgrad.attr.trans_b = false;

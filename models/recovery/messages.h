@@ -26,7 +26,7 @@ struct ActionKey {
   std::int64_t incarnation = 0;
   std::int64_t epoch = 0;
   std::int64_t id = 0;
-  auto operator<=>(const ActionKey&) const = default;
+  auto operator<=>(const ActionKey&) const = default;  // NOLINT(modernize-use-nullptr): clang-tidy 14 misreads it
 };
 
 // ---- Events -------------------------------------------------------------------------------

@@ -99,6 +99,7 @@ class ObjectReader {
   template <class Enum>
   static std::vector<std::string> names_of(const std::vector<std::pair<const char*, Enum>>& names) {
     std::vector<std::string> out;
+    out.reserve(names.size());
     for (const auto& entry : names) out.emplace_back(entry.first);
     return out;
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <sstream>
 
 #include <fmt/format.h>
 #include <xxhash.h>
@@ -195,31 +196,28 @@ std::string step_text(const json& report) {
     return fmt::format("The step fails after {}: {}\n", format_duration(time_s),
                        step["communicator_error"].get<std::string>());
   }
-  std::string out = fmt::format("Step       {}   {:.4g} M tokens   MFU {} ({} with causal attention counted half)\n",
-                                format_duration(time_s), step["tokens"].get<double>() / 1e6, percent(step["mfu"]),
-                                percent(step["mfu_causal_half"]));
+  const std::int64_t tokens = step["tokens"];
+  std::string out = fmt::format(
+      "Step       {}   {} tokens   MFU {} ({} with causal attention counted half)\n", format_duration(time_s),
+      tokens < 10'000'000 ? format_count(tokens) : fmt::format("{:.1f} M", 1e-6 * static_cast<double>(tokens)),
+      percent(step["mfu"]), percent(step["mfu_causal_half"]));
   if (report.contains("healthy_step")) {
     const double healthy_s = report["healthy_step"]["time_s"];
     out += fmt::format("Healthy    {}   the degradations cost {} ({:+.1f}%)\n", format_duration(healthy_s),
                        format_duration(time_s - healthy_s), 100 * (time_s / healthy_s - 1));
   }
   std::vector<std::vector<std::string>> rows;
+  std::vector<double> shares;
   for (const auto& [name, seconds] : step["parts"].items()) {
-    const double s = seconds;
-    if (s < 0.0005 * time_s) continue;
-    rows.push_back({words(name), format_duration(s), percent(s / time_s), ""});
+    const double share = seconds.get<double>() / time_s;
+    if (share < 0.0005) continue;
+    rows.push_back({words(name), format_duration(seconds), percent(share)});
+    shares.push_back(share);
   }
-  std::string lines = table({}, rows);
   // Bars go behind the aligned numbers.
-  std::size_t row = 0, from = 0;
-  for (const auto& [name, seconds] : step["parts"].items()) {
-    const double s = seconds;
-    if (s < 0.0005 * time_s) continue;
-    const std::size_t end = lines.find('\n', from);
-    out += lines.substr(from, end - from) + "  " + bar(s / time_s, kBarWidth) + "\n";
-    from = end + 1;
-    ++row;
-  }
+  std::istringstream lines(table({}, rows));
+  std::string line;
+  for (std::size_t i = 0; std::getline(lines, line); ++i) out += line + "  " + bar(shares[i], kBarWidth) + "\n";
   return out;
 }
 
@@ -233,7 +231,7 @@ std::string memory_text(const json& report) {
     if (bytes.get<double>() < 0.005 * capacity) continue;
     parts += fmt::format("{}{} {}", parts.empty() ? "" : ", ", words(role), format_bytes(bytes));
   }
-  return out + "  " + parts + "\n";
+  return parts.empty() ? out : out + "  " + parts + "\n";
 }
 
 // One column for each policy.
@@ -339,12 +337,12 @@ std::string report_text(const json& report) {
   std::string out = fmt::format("{}   seed {}   trainyard {} ({})\n", report["scenario"].get<std::string>(),
                                 report["seed"].get<std::uint64_t>(), report["version"].get<std::string>(),
                                 report["commit"].get<std::string>());
-  out += fmt::format("{} on {} of {} GPUs of {}: tp {} cp {} ep {} pp {}x{} dp {}, ZeRO {}, {} micro-batches\n\n",
+  out += fmt::format("{} on {} of {} GPUs of {}: tp {} cp {} ep {} pp {}x{} dp {}, ZeRO {}, {} micro-batch{}\n\n",
                      report["model"].get<std::string>(), format_count(report["gpus"]),
                      format_count(report["cluster_gpus"]), report["cluster"].get<std::string>(), plan["tp"].get<int>(),
                      plan["cp"].get<int>(), plan["ep"].get<int>(), plan["pp"].get<int>(),
                      plan["virtual_stages"].get<int>(), plan["dp"].get<int>(), plan["zero_stage"].get<int>(),
-                     plan["micro_batches"].get<int>());
+                     plan["micro_batches"].get<int>(), plan["micro_batches"] == 1 ? "" : "es");
   out += step_text(report) + memory_text(report);
   if (report.contains("policies")) {
     const json& policies = report["policies"];

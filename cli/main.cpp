@@ -147,7 +147,12 @@ int run(int argc, char** argv) {
     const bool help = error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success);
     return help ? app.exit(error) : usage_error(app, error, argc, argv);
   }
-  return context.run ? context.run() : static_cast<int>(kInvalidInput);
+  const int code = context.run ? context.run() : static_cast<int>(kInvalidInput);
+  std::cout.flush();
+  if (std::cout || code != kOk) return code;
+  return fail({{"standard output", "", "", "could not be written whole", "free space where it goes",
+                ProblemKind::MissingCapability}},
+              context);
 }
 
 }  // namespace

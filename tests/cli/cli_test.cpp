@@ -233,6 +233,12 @@ TEST_CASE("exit codes say what went wrong, and messages where", "[cli]") {
   CHECK(contains(out_of_memory.err, "fix:"));
 }
 
+TEST_CASE("output that cannot be written is an error", "[cli]") {
+  const Yard yard;
+  CHECK(yard.run("sim run scenarios/tiny/llama.json --no-store -q > /dev/full").code == 4);
+  CHECK(yard.run("doctor > /dev/full").code == 4);
+}
+
 TEST_CASE("every command's help leads with an example", "[cli]") {
   const Yard yard;
   for (const char* command : {"", "plan check", "plan show", "program show", "program check", "sim run", "run list",

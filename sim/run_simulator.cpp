@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
@@ -75,31 +76,51 @@ void check_work(const RunInput& input, const std::string& path, Problems& proble
                         "checkpoint less often, or set 0 for the optimum"});
 }
 
-/// States that the injected faults will bring if nothing is ejected, so that the caller's memo
-/// is filled before children are forked.
-void ask_for_foreseen_states(const RunInput& input) {
-  std::vector<double> changes_s = {0};
-  for (const InjectedFault& fault : input.faults.injected) changes_s.push_back(fault.at_s);
-  for (const InjectedFault& fault : input.faults.injected)
-    if (fault.duration_s) changes_s.push_back(fault.at_s + *fault.duration_s);
-  std::sort(changes_s.begin(), changes_s.end());
-  input.step_times({});
-  for (const double now_s : changes_s) {
-    std::vector<InjectedFault> active;
-    for (InjectedFault fault : input.faults.injected) {
-      const bool slow = fault.kind == InjectedKind::GpuSlow || fault.kind == InjectedKind::NicSlow;
-      const bool now = fault.at_s <= now_s && (!fault.duration_s || now_s < fault.at_s + *fault.duration_s);
-      if (!slow || !now || fault.node >= input.job_nodes || now_s >= input.duration_s) continue;
-      fault.at_s = 0;
-      fault.duration_s.reset();
-      active.push_back(fault);
-    }
-    std::sort(active.begin(), active.end(), [](const InjectedFault& a, const InjectedFault& b) {
-      return std::tuple(a.node, a.device, a.kind, a.factor) < std::tuple(b.node, b.device, b.kind, b.factor);
-    });
-    if (!active.empty()) input.step_times(active);
-  }
+// Questions of a run to the process that started it: the step time under these degradations.
+Bytes to_bytes(const std::vector<InjectedFault>& active) {
+  auto list = nlohmann::json::array();
+  for (const InjectedFault& fault : active)
+    list.push_back({static_cast<int>(fault.kind), fault.node, fault.device, fault.factor});
+  return nlohmann::json::to_cbor(list);
 }
+
+std::vector<InjectedFault> degradations_from(const Bytes& bytes) {
+  std::vector<InjectedFault> active;
+  for (const auto& entry : nlohmann::json::from_cbor(bytes)) {
+    InjectedFault fault;
+    fault.kind = static_cast<InjectedKind>(entry[0].get<int>());
+    fault.node = entry[1];
+    fault.device = entry[2];
+    fault.factor = entry[3];
+    active.push_back(fault);
+  }
+  return active;
+}
+
+Bytes to_bytes(const StepTime& time) {
+  return nlohmann::json::to_cbor(nlohmann::json::array({time.step_s, time.collectives_per_step}));
+}
+
+StepTime step_time_from(const Bytes& bytes) {
+  const nlohmann::json entry = nlohmann::json::from_cbor(bytes);
+  return {entry[0], entry[1]};
+}
+
+/// Asks for each state once.
+class AskedStepTimes {
+ public:
+  explicit AskedStepTimes(const Ask& ask) : ask_(ask) {}
+  StepTime operator()(const std::vector<InjectedFault>& active) {
+    const Bytes question = to_bytes(active);
+    const auto [entry, is_new] = known_.try_emplace(std::string(question.begin(), question.end()));
+    if (is_new) entry->second = step_time_from(ask_(question));
+    return entry->second;
+  }
+
+ private:
+  const Ask& ask_;
+  std::map<std::string, StepTime> known_;  // by question
+};
 
 simgrid::s4u::Host* platform_host() {
   namespace sg4 = simgrid::s4u;
@@ -138,14 +159,18 @@ Result<std::vector<RunResult>> run_many(const std::vector<RunInput>& inputs, con
     problems.insert(problems.end(), found.begin(), found.end());
   }
   if (!problems.empty()) return problems;
-  for (const RunInput& input : inputs) ask_for_foreseen_states(input);
   std::vector<RunResult> results(inputs.size());
   ChildWork work;
   work.count = inputs.size();
   work.processes = pool.processes;
-  work.work = [&](std::size_t i) {
-    RunWorld world(inputs[i], platform_host());
+  work.work = [&](std::size_t i, const Ask& ask) {
+    RunInput input = inputs[i];
+    input.step_times = AskedStepTimes(ask);
+    RunWorld world(input, platform_host());
     return nlohmann::json::to_cbor(nlohmann::json(world.run()));
+  };
+  work.answer = [&](std::size_t i, const Bytes& question) {
+    return to_bytes(inputs[i].step_times(degradations_from(question)));
   };
   work.on_result = [&](std::size_t i, const Bytes& bytes) {
     const nlohmann::json json = nlohmann::json::from_cbor(bytes, true, false);

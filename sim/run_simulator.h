@@ -39,9 +39,8 @@ struct StepTime {
 };
 
 /// The step time under these degradations (GpuSlow and NicSlow only; `node` is the position in
-/// the job, from 0 to job_nodes - 1, ascending). Empty: healthy. The caller memoises. It is called in
-/// the parent for the states that the injected faults foresee, then in forked children for any
-/// others; it must not run SimGrid in the calling process.
+/// the job, from 0 to job_nodes - 1, ascending). Empty: healthy. Called in the process that called run_many, once for
+/// each state that a run comes to; the caller memoises over runs.
 using StepTimes = std::function<StepTime(const std::vector<InjectedFault>& active)>;
 
 struct RunInput {

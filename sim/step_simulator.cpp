@@ -153,7 +153,7 @@ Result<StepResult> simulate_step(const StepProgram& program, const ClusterSpec& 
                                  const StepOptions& options) {
   Bytes bytes;
   ChildWork work;
-  work.work = [&](std::size_t) { return to_bytes(simulate_step_here(program, cluster, cost, options)); };
+  work.work = [&](std::size_t, const Ask&) { return to_bytes(simulate_step_here(program, cluster, cost, options)); };
   work.on_result = [&](std::size_t, const Bytes& result) { bytes = result; };
   work.on_wait = options.on_wait;
   if (const Problems problems = in_children(work); !problems.empty()) return problems;

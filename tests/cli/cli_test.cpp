@@ -208,6 +208,31 @@ TEST_CASE("an export is whole or not there, and takes only the classes asked for
   CHECK(yard.run("run export latest -o /no/such/folder/trace.json").code == 2);
 }
 
+TEST_CASE("runs meet states that nobody foresaw", "[cli]") {
+  const Yard yard;
+  const std::string scenarios = std::string(TRAINYARD_SOURCE_DIR) + "/scenarios/";
+  const auto run = [&](const std::string& faults) {
+    const std::string file = yard.file("run.json", R"({"schema": 1, "name": "run", "model": ")" + scenarios +
+                                                       R"(models/tiny-llama.json",
+      "plan": {"tp": 2, "dp": 8, "sequence_length": 16, "global_batch_size": 8},
+      "cluster": ")" + scenarios + R"(clusters/two-racks.json", "duration_s": 3600,
+      "policies": [{"base": ")" + scenarios + R"(policies/fast-90s.json", "spare_nodes": 4}],
+      "faults": {"injected": [)" + faults + "]}}");
+    const Outcome outcome = yard.run("sim run " + file + " --json --no-store -q");
+    INFO(outcome.err);
+    REQUIRE(outcome.code == 0);
+    return nlohmann::json::parse(outcome.out)["run"]["bands"].value("degraded_slowdown", 0.0);
+  };
+  const std::string slow = R"({"kind": "gpu_slow", "node": 0, "device": 1, "at_s": 100, "factor": 2, )";
+  const std::string other = R"({"kind": "gpu_slow", "node": 1, "device": 1, "at_s": 200, "factor": 3},)";
+  CHECK(run(slow + R"("duration_s": 0})") == 0);
+  const double once = run(slow + R"("duration_s": 600})");
+  CHECK(once > 0);
+  CHECK(run(slow + R"("duration_s": 600},)" + slow + R"("duration_s": 600})") > once);
+  // The slower of two is ejected: what is left is a state of its own.
+  CHECK(run(other + slow + R"("duration_s": 600}, {"kind": "node_crash", "node": 1, "at_s": 300})") > 0);
+}
+
 TEST_CASE("exit codes say what went wrong, and messages where", "[cli]") {
   const Yard yard;
   CHECK(yard.run("--help").code == 0);

@@ -174,6 +174,29 @@ TEST_CASE("one slow GPU slows everyone, by what it computes", "[sim]") {
   CHECK(sick.classes.size() > healthy.classes.size());
 }
 
+TEST_CASE("rings keep to their rails", "[sim]") {
+  // Four data-parallel ranks of each tensor rank on a node, four nodes under a leaf that lets a quarter through.
+  // Whether the leaf is one switch or eight rails, each NIC gets the same share of it.
+  ClusterSpec cluster;
+  cluster.name = "rails";
+  cluster.hardware = "h100-sxm";
+  cluster.nodes = 16;
+  cluster.gpus_per_node = cluster.nics_per_node = 8;
+  cluster.nic_bytes_per_s = 50e9;
+  cluster.tiers = {{"leaf", 4, 4.0}};
+  ModelSpec model = tiny_model(ModelFamily::Llama);
+  ParallelPlan plan = tiny_plan();
+  plan.precision = Precision::Bf16;
+  plan.tp = 2;
+  plan.dp = 64;
+  plan.global_batch = 64;
+  const StepProgram program = lower(model, plan);
+  cluster.rail_optimized = false;
+  const double pooled = simulated(program, cluster, {}).time_s;
+  cluster.rail_optimized = true;
+  CHECK(simulated(program, cluster, {}).time_s == Approx(pooled).epsilon(1e-9));
+}
+
 TEST_CASE("a link that is down stalls the step, and kills it when queue pairs give up", "[sim]") {
   RandomStream random(3, "down");
   ClusterSpec cluster = small_cluster(random);

@@ -22,6 +22,7 @@
 #include "sim/flow_network.h"
 #include "sim/fold.h"
 #include "sim/private_runs.h"
+#include "sim/step_parts.h"
 
 namespace trainyard {
 
@@ -66,21 +67,21 @@ class Conductor {
     bool running = false;
   };
   struct ClassState {
-    explicit ClassState(const FlatStage& from) : flat(&from), done(from.ops.size(), 0), left(from.first.size() - 1) {
+    explicit ClassState(const FlatStage& from)
+        : flat(&from), done(from.ops.size(), 0), left(from.first.size() - 1), transfers_left(left.size()), times(from) {
       for (std::size_t i = 0; i + 1 < from.first.size(); ++i) left[i] = from.first[i + 1] - from.first[i];
     }
     const FlatStage* flat;
     std::array<Cursor, kStreamCount> cursor;
     std::vector<char> done;                                                    // by flat op
     std::vector<std::int32_t> left;                                            // by item: ops that have not completed
-    std::map<std::int32_t, std::int32_t> transfers_left;                       // by item in flight
+    std::vector<std::int32_t> transfers_left;                                  // by item
     std::array<std::array<std::int32_t, kStreamCount>, kGroupCount> joined{};  // collectives, by communicator
     std::array<double, kStreamCount> started_at{};
     double run_started_at = 0;
-    double compute_free_at = 0;
     double end_s = 0;
     std::array<double, kStreamCount> busy_s{};
-    std::array<double, kStepPartCount> part_s{};
+    OpTimes times;
     // Of the GPU's slow windows: [begin, end) and factor.
     struct Window {
       double begin, end, factor;
@@ -260,7 +261,7 @@ class Conductor {
         push({link_changes_[i].time, EventKind::LinkChange, -1, -1, static_cast<std::int64_t>(i), 0});
       }
     }
-    for (std::size_t c = 0; c < classes_.size(); ++c) advance(c, StepPart::Bubble, 0);
+    for (std::size_t c = 0; c < classes_.size(); ++c) advance(c);
     while (!over_ && unfinished_classes() > 0) {
       const double next = events_.empty() ? kNever : events_.top().time;
       // SimGrid is asked only when a flow may have ended: asking costs more than an event of our own.
@@ -285,9 +286,7 @@ class Conductor {
 
   void handle(const Event& event) {
     switch (event.kind) {
-      case EventKind::OpDone:
-        complete(index(event.rank_class), event.flat_op);
-        return advance(index(event.rank_class), StepPart::Bubble, 0);
+      case EventKind::OpDone: complete(index(event.rank_class), event.flat_op); return advance(index(event.rank_class));
       case EventKind::RunDone: return run_done(index(event.rank_class), event.flat_op);
       case EventKind::CollectiveDone: return channel_done(event.tag);
       case EventKind::FlowStarts: {
@@ -356,9 +355,8 @@ class Conductor {
     return true;
   }
 
-  // Starts whatever can start on class c now. `cause` and `carried_s`: which communication has just ended, if one
-  // has, and how long it was moving: that is what a compute op that starts now was waiting for.
-  void advance(std::size_t c, StepPart cause, double carried_s) {
+  // Starts whatever can start on class c now.
+  void advance(std::size_t c) {
     ClassState& state = classes_[c];
     bool progress = true;
     while (progress) {
@@ -368,30 +366,16 @@ class Conductor {
         const auto& queue = state.flat->queue[s];
         while (!cursor.running && cursor.head < queue.size() && ready(state, queue[cursor.head])) {
           const std::int32_t flat_op = queue[cursor.head];
-          if (start_run(c, flat_op, cause, carried_s)) {
+          if (start_run(c, flat_op)) {
             progress = true;
             break;
           }
           cursor.running = true;
-          if (s == 0) account_gap(state, cause, carried_s);
           start(c, s, flat_op);
           progress = true;
         }
       }
     }
-  }
-
-  void account_gap(ClassState& state, StepPart cause, double carried_s) {
-    const double gap = now_ - state.compute_free_at;
-    if (gap <= 0) return;
-    if (cause == StepPart::ExposedPp) {
-      const double moving = std::min(gap, carried_s);
-      state.part_s[static_cast<std::size_t>(StepPart::ExposedPp)] += moving;
-      state.part_s[static_cast<std::size_t>(StepPart::Bubble)] += gap - moving;
-    } else {
-      state.part_s[static_cast<std::size_t>(cause)] += gap;
-    }
-    state.compute_free_at = now_;
   }
 
   // The step interpreter proper: what each kind of op does to time. OpKind's order; exec has the same switch.
@@ -542,14 +526,12 @@ class Conductor {
 
   void channel_done(std::int64_t tag) {
     Channel& channel = channels_[index(tag)];
-    const StepPart part = part_of(channel);
-    const double moving_s = now_ - channel.started_at;
     for (const Waiting& member : channel.waiting) {
       ClassState& state = classes_[index(member.rank_class)];
       if (channel.op == nullptr) {
-        auto& left = state.transfers_left[state.flat->ops[index(member.flat_op)].item];
-        if (--left > 0) continue;
-        state.transfers_left.erase(state.flat->ops[index(member.flat_op)].item);
+        const std::int32_t item = state.flat->ops[index(member.flat_op)].item;
+        state.times.moved(item, channel.started_at, now_);
+        if (--state.transfers_left[index(item)] > 0) continue;
       }
       complete(index(member.rank_class), member.flat_op);
     }
@@ -560,27 +542,9 @@ class Conductor {
     released_.swap(channel.waiting);
     std::int32_t previous = -1;
     for (const Waiting& member : released_) {
-      if (member.rank_class != previous) advance(index(member.rank_class), part, moving_s);
+      if (member.rank_class != previous) advance(index(member.rank_class));
       previous = member.rank_class;
     }
-  }
-
-  StepPart part_of(const Channel& channel) const {
-    return channel.op == nullptr ? StepPart::ExposedPp : part_of(channel.op->group);
-  }
-
-  static StepPart part_of(Group group) {
-    switch (group) {
-      case Group::Tp: return StepPart::ExposedTp;
-      case Group::Cp: return StepPart::ExposedCp;
-      case Group::Ep: return StepPart::ExposedEp;
-      case Group::Pp: return StepPart::ExposedPp;
-      case Group::DpCp:
-      case Group::Edp:
-      case Group::Embedding:
-      case Group::World: return StepPart::ExposedDp;
-    }
-    TY_CHECK(false, "unknown group");
   }
 
   // --- transfers
@@ -589,7 +553,7 @@ class Conductor {
     ClassState& state = classes_[c];
     const std::int32_t item_index = state.flat->ops[index(flat_op)].item;
     const Item& item = state.flat->stage->items[index(item_index)];
-    state.transfers_left[item_index] = static_cast<std::int32_t>(item.transfers.size());
+    state.transfers_left[index(item_index)] = static_cast<std::int32_t>(item.transfers.size());
     for (const Transfer& move : item.transfers) {
       const auto sort = index(sort_of_transfers_[move.backward ? 1 : 0]);
       const RankClass& rank = fold_.ranks[c];
@@ -643,10 +607,7 @@ class Conductor {
     const FlatOp& flat = state.flat->ops[index(flat_op)];
     ++op_count_;
     state.busy_s[static_cast<std::size_t>(flat.stream)] += end_s - start_s;
-    if (flat.stream == Stream::Compute) {
-      state.part_s[static_cast<std::size_t>(part_of(*flat.op, flat.kind))] += end_s - start_s;
-      state.compute_free_at = end_s;
-    }
+    state.times.ops[index(flat_op)] = {start_s, end_s};
     const std::int64_t words[] = {static_cast<std::int64_t>(c), flat_op, to_ns(start_s), to_ns(end_s)};
     XXH64_update(hash_, words, sizeof words);
     if (options_.timeline) {
@@ -655,24 +616,11 @@ class Conductor {
     }
   }
 
-  static StepPart part_of(const Op& op, BlockKind block) {
-    if (block != BlockKind::Forward && block != BlockKind::Backward) return StepPart::Optimizer;
-    switch (op.kind) {
-      case OpKind::Matmul:
-      case OpKind::GroupedMatmul:
-      case OpKind::GroupedMatmulWgrad: return StepPart::Gemm;
-      case OpKind::Attention:
-      case OpKind::AttentionGrad: return StepPart::Attention;
-      case OpKind::HostSync: return StepPart::HostSync;
-      default: return StepPart::MemoryBound;
-    }
-  }
-
   // --- merged runs
 
   // Starts a run of private ops as one event, when `flat_op` is its first and nothing else of the class is under way on
   // the streams it uses. Otherwise its ops go one by one, to the same effect.
-  bool start_run(std::size_t c, std::int32_t flat_op, StepPart cause, double carried_s) {
+  bool start_run(std::size_t c, std::int32_t flat_op) {
     ClassState& state = classes_[c];
     const FlatOp& flat = state.flat->ops[index(flat_op)];
     if (!options_.merge || flat.op == nullptr) return false;
@@ -690,7 +638,6 @@ class Conductor {
       if (!state.done[index(first + dep)]) return false;
     }
     for (const std::size_t s : run->streams) state.cursor[s].running = true;
-    account_gap(state, cause, carried_s);
     push({now_ + run->seconds, EventKind::RunDone, static_cast<std::int32_t>(c), flat_op, -1, 0});
     state.run_started_at = now_;
     return true;
@@ -705,7 +652,7 @@ class Conductor {
     const double begin = state.run_started_at;
     for (const PrivateRun::Member& member : run.members) {
       const std::int32_t id = first + member.op;
-      record_in_run(c, id, begin + member.start_s, begin + member.end_s, member.gap_s, member.gap_part);
+      record(c, id, begin + member.start_s, begin + member.end_s);
       state.done[index(id)] = 1;
     }
     state.left[index(flat.item)] -= static_cast<std::int32_t>(run.members.size());
@@ -717,15 +664,7 @@ class Conductor {
       return state.cursor[s].head == state.flat->queue[s].size();
     });
     if (emptied) finish_stream(state);
-    // Where the run ends in a collective, that is what a compute op after it was waiting for.
-    const Op& last = *state.flat->ops[index(first + run.members.back().op)].op;
-    advance(c, is_communication(last.kind) ? part_of(last.group) : StepPart::Bubble, 0);
-  }
-
-  void record_in_run(std::size_t c, std::int32_t flat_op, double start_s, double end_s, double gap_s,
-                     StepPart gap_part) {
-    classes_[c].part_s[static_cast<std::size_t>(gap_part)] += gap_s;
-    record(c, flat_op, start_s, end_s);
+    advance(c);
   }
 
   // --- ends
@@ -758,13 +697,12 @@ class Conductor {
     double ranks = 0;
     for (const RankClass& rank : fold_.ranks) ranks += static_cast<double>(rank.count);
     for (std::size_t c = 0; c < classes_.size(); ++c) {
-      ClassState& state = classes_[c];
-      // What is left until the whole step ends, the rank stands idle.
-      state.part_s[static_cast<std::size_t>(StepPart::Bubble)] += result.time_s - state.compute_free_at;
+      const ClassState& state = classes_[c];
       const RankClass& rank = fold_.ranks[c];
-      result.classes.push_back({rank.representative, rank.count, rank.stage, state.end_s, state.busy_s, state.part_s});
+      const auto parts = step_parts(*state.flat, state.times, result.time_s);
+      result.classes.push_back({rank.representative, rank.count, rank.stage, state.end_s, state.busy_s, parts});
       for (std::size_t p = 0; p < kStepPartCount; ++p)
-        result.part_s[p] += state.part_s[p] * static_cast<double>(rank.count) / ranks;
+        result.part_s[p] += parts[p] * static_cast<double>(rank.count) / ranks;
     }
     std::sort(slices_.begin(), slices_.end(), [](const Slice& a, const Slice& b) {
       return std::tie(a.rank_class, a.stream, a.start_ns, a.end_ns, a.item, a.op) <

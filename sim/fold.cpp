@@ -18,6 +18,8 @@ std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
 struct Member {
   std::int32_t rank;
   std::uint32_t role;
+  /// How many times the flow its NIC carries: 0 inside a node. Says of private NICs what their links would.
+  std::uint32_t nic_weight = 0;
 };
 struct Crossed {
   LinkId link;
@@ -27,13 +29,15 @@ struct Crossed {
 // Every channel with its members and links, in flat arrays.
 struct Structure {
   std::vector<std::uint32_t> sort;
+  std::vector<std::uint32_t> nodes;                         // that it spans
   std::vector<std::size_t> first_member{0}, first_link{0};  // by channel, and one past the last
   std::vector<Member> members;
   std::vector<Crossed> links;
 
   [[nodiscard]] std::size_t channels() const { return sort.size(); }
-  void close(std::uint32_t of_sort) {
+  void close(std::uint32_t of_sort, std::int64_t over_nodes) {
     sort.push_back(of_sort);
+    nodes.push_back(static_cast<std::uint32_t>(over_nodes));
     first_member.push_back(members.size());
     first_link.push_back(links.size());
   }
@@ -93,13 +97,13 @@ class StructureBuilder {
       if (mesh_.group_index(group, rank) != 0) continue;
       if (group == Group::Embedding && mesh_.coordinates(rank).pp != 0) continue;
       const std::vector<std::int64_t> members = mesh_.members(group, rank);
-      for (const std::int64_t member : members) out_.members.push_back({static_cast<std::int32_t>(member), 0});
+      for (const std::int64_t member : members) out_.members.push_back({static_cast<std::int32_t>(member), 0, 0});
       if (sorts_[s].kind == ChannelKind::AllToAll) {
         cross_all_to_all(members);
       } else {
         cross_ring(members);
       }
-      out_.close(s);
+      out_.close(s, nodes_of(members));
     }
   }
 
@@ -108,16 +112,27 @@ class StructureBuilder {
                        [&](std::int64_t m) { return platform_.same_node(m, members[0]); });
   }
 
+  // Members of one node lie together.
+  std::int64_t nodes_of(const std::vector<std::int64_t>& members) const {
+    std::int64_t nodes = 1;
+    for (std::size_t i = 1; i < members.size(); ++i) nodes += platform_.same_node(members[i], members[i - 1]) ? 0 : 1;
+    return nodes;
+  }
+
+  // Both directions of the i-th member's NIC. The members of the channel are the last that were added.
+  void cross_nics(const std::vector<std::int64_t>& members, std::size_t i, std::int64_t weight) {
+    cross(platform_.nic_out(members[i]), weight);
+    cross(platform_.nic_in(members[i]), weight);
+    out_.members[out_.members.size() - members.size() + i].nic_weight = static_cast<std::uint32_t>(weight);
+  }
+
   void cross(LinkId link, std::int64_t weight) { out_.links.push_back({link, static_cast<std::uint32_t>(weight)}); }
 
   // Rings visit nodes in group order, one ring through each NIC of the group on a node: every member's NIC is crossed
   // once each way, and so are the tier links between consecutive nodes. The last node closes the ring.
   void cross_ring(const std::vector<std::int64_t>& members) {
     if (inside_node(members)) return;
-    for (const std::int64_t member : members) {
-      cross(platform_.nic_out(member), 1);
-      cross(platform_.nic_in(member), 1);
-    }
+    for (std::size_t i = 0; i < members.size(); ++i) cross_nics(members, i, 1);
     if (platform_.limiting_tiers() == 0) return;
     // Members of one node lie together. Each hands on to the one in its place on the next node, and so keeps its rail.
     std::vector<std::size_t> node_begin;
@@ -157,11 +172,8 @@ class StructureBuilder {
     const auto outside = [&](const auto& group_of, std::int64_t of) {
       return std::count_if(members.begin(), members.end(), [&](std::int64_t m) { return group_of(m) != group_of(of); });
     };
-    for (const std::int64_t member : members) {
-      const auto peers = outside([&](std::int64_t m) { return platform_.node_of(m); }, member);
-      cross(platform_.nic_out(member), peers);
-      cross(platform_.nic_in(member), peers);
-    }
+    for (std::size_t i = 0; i < members.size(); ++i)
+      cross_nics(members, i, outside([&](std::int64_t m) { return platform_.node_of(m); }, members[i]));
     std::vector<LinkId> tier_links;
     for (std::size_t tier = 0; tier < platform_.limiting_tiers(); ++tier) {
       for (const std::int64_t member : members) {
@@ -188,9 +200,10 @@ class StructureBuilder {
       if (plan_.virtual_stages == 1 && to.pp == (backward ? 0 : plan_.pp - 1)) continue;
       to.pp = (to.pp + (backward ? plan_.pp - 1 : 1)) % plan_.pp;
       const std::int64_t target = mesh_.rank(to);
-      out_.members.push_back({static_cast<std::int32_t>(rank), 1});
-      out_.members.push_back({static_cast<std::int32_t>(target), 2});
-      if (!platform_.same_node(rank, target)) {
+      const bool inside = platform_.same_node(rank, target);
+      out_.members.push_back({static_cast<std::int32_t>(rank), 1, inside ? 0U : 1U});
+      out_.members.push_back({static_cast<std::int32_t>(target), 2, inside ? 0U : 1U});
+      if (!inside) {
         cross(platform_.nic_out(rank), 1);
         cross(platform_.nic_in(target), 1);
         tier_links.clear();
@@ -198,7 +211,7 @@ class StructureBuilder {
         note(rank, target, tier_links, 0);
         for (const LinkId link : tier_links) cross(link, 1);
       }
-      out_.close(s);
+      out_.close(s, inside ? 1 : 2);
     }
   }
 
@@ -298,23 +311,27 @@ class Refinement {
     return distinct(shared);
   }
 
+  // What a member is in its channel.
+  static std::uint64_t tag(const Member& member) { return member.role + 4 * std::uint64_t{member.nic_weight}; }
+
   void one_round() {
     std::vector<std::uint64_t> rank_sum(ranks_.size(), 0), link_sum(links_.size(), 0);
     for (std::size_t c = 0; c < structure_.channels(); ++c) {
       std::uint64_t sum = 0;
       for (std::size_t m = structure_.first_member[c]; m < structure_.first_member[c + 1]; ++m) {
         const Member& member = structure_.members[m];
-        sum += mix64(ranks_[index(member.rank)] + member.role);
+        sum += mix64(ranks_[index(member.rank)] + tag(member));
       }
       for (std::size_t l = structure_.first_link[c]; l < structure_.first_link[c + 1]; ++l) {
         const Crossed& crossed = structure_.links[l];
         if (counts(crossed.link)) sum += mix64(links_[index(crossed.link)] ^ (std::uint64_t{crossed.weight} << 32));
       }
-      const std::uint64_t colour = mix64(sum ^ mix64(structure_.sort[c] + 77));
+      const std::uint64_t colour =
+          mix64(sum ^ mix64(structure_.sort[c] + 77 + (std::uint64_t{structure_.nodes[c]} << 32)));
       channels_[c] = colour;
       for (std::size_t m = structure_.first_member[c]; m < structure_.first_member[c + 1]; ++m) {
         const Member& member = structure_.members[m];
-        rank_sum[index(member.rank)] += mix64(colour + 3 * member.role + 1);
+        rank_sum[index(member.rank)] += mix64(colour + 3 * tag(member) + 1);
       }
       for (std::size_t l = structure_.first_link[c]; l < structure_.first_link[c + 1]; ++l) {
         const Crossed& crossed = structure_.links[l];

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "sim/step_simulator.h"
-
 namespace trainyard {
 
 namespace {
@@ -70,24 +68,14 @@ class RunFinder {
       PrivateRun::Member member;
       member.op = id;
       member.start_s = free[stream];
-      const Op* waited_for = nullptr;
       for (const OpId dep : op(id).deps) {
         if (dep < first) {
           run.outside_deps.push_back(dep);
           continue;
         }
-        const double ready = run.members[index(dep - first)].end_s;
-        if (ready > member.start_s) {
-          member.start_s = ready;
-          waited_for = &op(dep);
-        }
+        member.start_s = std::max(member.start_s, run.members[index(dep - first)].end_s);
       }
       member.end_s = member.start_s + seconds_(op(id));
-      if (op(id).stream == Stream::Compute && member.start_s > free[stream]) {
-        member.gap_s = member.start_s - free[stream];
-        member.gap_part =
-            waited_for != nullptr && waited_for->group == Group::Cp ? StepPart::ExposedCp : StepPart::ExposedTp;
-      }
       free[stream] = member.end_s;
       if (last_on[stream] < 0) {
         run.streams.push_back(stream);

@@ -15,8 +15,6 @@
 
 namespace trainyard {
 
-enum class StepPart : std::uint8_t;
-
 /// One op of a launched program.
 struct FlatOp {
   std::int32_t item = 0;
@@ -38,8 +36,6 @@ struct PrivateRun {
   struct Member {
     OpId op = 0;
     double start_s = 0, end_s = 0;  // after the run's start
-    double gap_s = 0;               // that the compute stream stood idle before it
-    StepPart gap_part{};            // and for what
   };
   std::vector<Member> members;
   std::vector<OpId> outside_deps;  // ops before the run that members depend on

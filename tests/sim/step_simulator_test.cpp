@@ -127,6 +127,12 @@ TEST_CASE("folding and merging change nothing", "[sim]") {
     INFO("relative " << (stepwise.time_s - folded.time_s) / whole.time_s << " folded-whole "
                      << (folded.time_s - whole.time_s) / whole.time_s << " step " << whole.time_s);
     CHECK(std::fabs(stepwise.time_s - folded.time_s) <= tolerance);
+    for (int part = 0; part < kStepPartCount; ++part) {
+      INFO(to_string(static_cast<StepPart>(part)));
+      const auto p = static_cast<std::size_t>(part);
+      CHECK(folded.part_s[p] == Approx(whole.part_s[p]).epsilon(1e-7).margin(1e-7 * whole.time_s));
+      CHECK(folded.part_s[p] == Approx(stepwise.part_s[p]).epsilon(1e-7).margin(1e-7 * whole.time_s));
+    }
     const auto a = by_rank(program, cluster, options, folded), b = by_rank(program, cluster, unfolded, whole);
     for (std::size_t r = 0; r < a.size(); ++r) {
       REQUIRE(std::fabs(a[r].first - b[r].first) <= tolerance);

@@ -20,16 +20,34 @@ CostModel h100() {
                    load_stack_profile(kProfiles + "stack-default.json").value());
 }
 
-// Nodes of four GPUs behind leaves of two nodes, rows of four: everything that can be shared is.
+// Small nodes behind leaves and rows: everything that can be shared is, and nothing need fill a node.
 ClusterSpec small_cluster(RandomStream& random) {
+  const auto pick = [&](std::initializer_list<std::int64_t> from) {
+    return *(from.begin() + random.below(from.size()));
+  };
   ClusterSpec cluster;
   cluster.name = "small";
-  cluster.nodes = 32;
-  cluster.gpus_per_node = 4;
-  cluster.nics_per_node = random.below(3) == 0 ? 2 : 4;
-  cluster.nic_bytes_per_s = 50e9;
+  cluster.nodes = 64;
+  cluster.gpus_per_node = pick({2, 4, 4, 8});
+  cluster.nics_per_node = random.below(3) == 0 ? cluster.gpus_per_node / 2 : cluster.gpus_per_node;
+  cluster.nic_bytes_per_s = random.below(4) == 0 ? 1e9 : 50e9;
   cluster.rail_optimized = random.below(2) == 0;
-  cluster.tiers = {{"leaf", 2, random.below(2) == 0 ? 1.0 : 4.0}, {"row", 4, random.below(2) == 0 ? 1.0 : 3.0}};
+  const std::int64_t leaf = pick({1, 2, 3});
+  if (random.below(4) > 0) {
+    cluster.tiers = {{"leaf", leaf, random.below(2) == 0 ? 1.0 : 4.0},
+                     {"row", 2 * leaf, random.below(2) == 0 ? 1.0 : 3.0}};
+  }
+  return cluster;
+}
+
+// Four GPUs a node, without oversubscription.
+ClusterSpec node_of_four() {
+  ClusterSpec cluster;
+  cluster.name = "four";
+  cluster.nodes = 32;
+  cluster.gpus_per_node = cluster.nics_per_node = 4;
+  cluster.nic_bytes_per_s = 50e9;
+  cluster.tiers = {{"leaf", 2, 1.0}, {"row", 4, 1.0}};
   return cluster;
 }
 
@@ -41,9 +59,9 @@ ParallelPlan small_plan(const ModelSpec& model, RandomStream& random) {
   plan.precision = Precision::Bf16;
   plan.tp = pick({1, 2});
   plan.cp = pick({1, 2});
-  plan.pp = pick({1, 2, 4});
-  plan.dp = pick({2, 4});
-  plan.ep = model.moe ? std::min(pick({1, 2, 4}), plan.cp * plan.dp) : 1;
+  plan.pp = pick({1, 2, 3, 4});
+  plan.dp = pick({2, 3, 4});
+  plan.ep = model.moe && plan.dp != 3 ? std::min(pick({1, 2, 4}), plan.cp * plan.dp) : 1;
   plan.order = random.below(2) == 0 ? "tp-cp-ep-dp-pp" : "tp-cp-ep-pp-dp";
   plan.sequence_parallel = plan.tp > 1 && random.below(2) == 0;
   plan.zero_stage = pick({0, 1, 2});
@@ -149,7 +167,7 @@ TEST_CASE("folding and merging change nothing", "[sim]") {
 
 TEST_CASE("the same step twice has the same trace, another has not", "[sim]") {
   RandomStream random(3, "trace");
-  const ClusterSpec cluster = small_cluster(random);
+  const ClusterSpec cluster = node_of_four();
   ParallelPlan plan = tiny_plan();
   plan.precision = Precision::Bf16;
   plan.pp = plan.dp = 2;
@@ -164,7 +182,7 @@ TEST_CASE("the same step twice has the same trace, another has not", "[sim]") {
 
 TEST_CASE("one slow GPU slows everyone, by what it computes", "[sim]") {
   RandomStream random(3, "slow");
-  ClusterSpec cluster = small_cluster(random);
+  ClusterSpec cluster = node_of_four();
   ParallelPlan plan = tiny_plan();
   plan.precision = Precision::Bf16;
   plan.dp = 8;
@@ -205,7 +223,7 @@ TEST_CASE("rings keep to their rails", "[sim]") {
 
 TEST_CASE("a link that is down stalls the step, and kills it when queue pairs give up", "[sim]") {
   RandomStream random(3, "down");
-  ClusterSpec cluster = small_cluster(random);
+  ClusterSpec cluster = node_of_four();
   ParallelPlan plan = tiny_plan();
   plan.precision = Precision::Bf16;
   plan.dp = 8;
@@ -256,7 +274,7 @@ TEST_CASE("a pipeline's bubble is what Megatron's formula says", "[sim]") {
 
 TEST_CASE("a deadlock is reported, not waited for", "[sim]") {
   RandomStream random(3, "deadlock");
-  const ClusterSpec cluster = small_cluster(random);
+  const ClusterSpec cluster = node_of_four();
   ParallelPlan plan = tiny_plan();
   plan.precision = Precision::Bf16;
   plan.pp = 2;

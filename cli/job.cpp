@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
+#include <set>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "models/base/units.h"
 
@@ -14,17 +16,41 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The first of the places where profiles live that has this one; else the last, for the message.
-std::string find_profile(const std::string& scenario_file, const std::string& name) {
+constexpr char kStackPrefix[] = "stack-";
+
+std::vector<fs::path> profile_folders(const std::string& scenario_file) {
   std::vector<fs::path> folders{fs::path(scenario_file).parent_path() / "profiles",
                                 fs::path(scenario_file).parent_path() / "../profiles"};
   if (const char* named = std::getenv("TRAINYARD_PROFILES")) folders.insert(folders.begin(), named);
   folders.emplace_back(TRAINYARD_PROFILE_DIR);
-  for (const fs::path& folder : folders) {
+  return folders;
+}
+
+// Names of the profiles of one kind that there are, for a message.
+std::string profile_names(const std::string& scenario_file, const std::string& prefix) {
+  std::set<std::string> names;
+  for (const fs::path& folder : profile_folders(scenario_file)) {
     std::error_code error;
-    if (fs::exists(folder / (name + ".json"), error)) return (folder / (name + ".json")).string();
+    for (const auto& entry : fs::directory_iterator(folder, error)) {
+      const std::string stem = entry.path().stem().string();
+      const bool stack = stem.rfind(kStackPrefix, 0) == 0;
+      if (entry.path().extension() == ".json" && stack == !prefix.empty()) names.insert(stem.substr(prefix.size()));
+    }
   }
-  return (folders.back() / (name + ".json")).string();
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
+// The profile of this name in the first of the places where profiles live that has one.
+Result<std::string> find_profile(const std::string& scenario_file, const std::string& prefix, const std::string& name,
+                                 const std::string& path) {
+  for (const fs::path& folder : profile_folders(scenario_file)) {
+    std::error_code error;
+    const fs::path file = folder / (prefix + name + ".json");
+    if (fs::exists(file, error)) return file.string();
+  }
+  return Problem{scenario_file, path, "\"" + name + "\"", "there is no such profile",
+                 "use one of " + profile_names(scenario_file, prefix) + ", or put a file of this name into a folder " +
+                     "\"profiles\" beside the scenario"};
 }
 
 }  // namespace
@@ -43,12 +69,25 @@ Result<Job> prepare(const std::string& scenario_file) {
   if (!scenario) return scenario.problems();
   Job job;
   job.scenario = std::move(scenario).value();
-  Result<HardwareProfile> hardware = load_hardware_profile(find_profile(scenario_file, job.scenario.cluster.hardware));
+  const Result<std::string> hardware_file =
+      find_profile(scenario_file, "", job.scenario.cluster.hardware, "$.cluster.hardware");
+  if (!hardware_file) return hardware_file.problems();
+  const Result<std::string> stack_file = find_profile(scenario_file, kStackPrefix, job.scenario.stack, "$.stack");
+  if (!stack_file) return stack_file.problems();
+  Result<HardwareProfile> hardware = load_hardware_profile(hardware_file.value());
   if (!hardware) return hardware.problems();
-  Result<StackProfile> stack = load_stack_profile(find_profile(scenario_file, "stack-" + job.scenario.stack));
+  Result<StackProfile> stack = load_stack_profile(stack_file.value());
   if (!stack) return stack.problems();
   job.hardware = std::move(hardware).value();
   job.stack = std::move(stack).value();
+  job.file = scenario_file;
+  const std::vector<std::string>& known = job.stack.hardware;
+  if (!known.empty() && std::find(known.begin(), known.end(), job.hardware.name) == known.end()) {
+    return Problem{
+        scenario_file, "$.stack", "\"" + job.stack.name + "\"",
+        fmt::format("was measured on {} only, and the cluster is of {}", fmt::join(known, ", "), job.hardware.name),
+        "use \"default\", or give a stack profile for this hardware"};
+  }
   job.program = lower(job.scenario.model, job.scenario.plan);
   return job;
 }
@@ -57,6 +96,7 @@ Problems check_memory(const Job& job) {
   const double peak = job.memory_peak_bytes();
   if (peak <= job.hardware.memory_bytes) return {};
   Problem problem;
+  problem.file = job.file;
   problem.path = "$.plan";
   problem.value = fmt::format("{} a GPU", format_bytes(peak));
   problem.rule = fmt::format("stage {} does not fit the {} of {}", job.fullest_stage(),

@@ -10,6 +10,7 @@
 namespace trainyard::cli {
 
 struct Job {
+  std::string file;  // the scenario's, as the user named it
   Scenario scenario;
   StepProgram program;
   HardwareProfile hardware;

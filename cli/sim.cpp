@@ -213,6 +213,17 @@ class Recorder {
   std::optional<store::RunWriter> writer_;
 };
 
+// Problems of a run's input, with the places where the scenario has it.
+Problems of_policy(Problems problems, const Job& job, std::size_t policy) {
+  const std::string in_input = "$.policy.";
+  for (Problem& problem : problems) {
+    if (!problem.path.empty()) problem.file = job.file;
+    if (problem.path.rfind(in_input, 0) == 0)
+      problem.path = fmt::format("$.policies[{}].{}", policy, problem.path.substr(in_input.size()));
+  }
+  return problems;
+}
+
 Result<Simulated> simulate(const Job& job, const Options& options, Recorder& recorder,
                            const std::string& progress_mode) {
   Simulated out;
@@ -253,7 +264,7 @@ Result<Simulated> simulate(const Job& job, const Options& options, Recorder& rec
     input.step_times = [&memo](const std::vector<InjectedFault>& active) { return memo.time_of(active); };
     if (job.scenario.cluster.storage.remote_write_bytes_per_s > 0) input.checkpoint_bytes = checkpoint_bytes(job);
     Result<std::vector<RunResult>> results = run_many(with_seeds(input, options.seeds), pool);
-    if (!results) return results.problems();
+    if (!results) return of_policy(results.problems(), job, out.runs.size());
     out.runs.push_back(std::move(results).value());
     if (const Problems problems = recorder.finish_run(out); !problems.empty()) return problems;
   }

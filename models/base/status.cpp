@@ -3,10 +3,10 @@
 namespace trainyard {
 
 std::string to_string(const Problem& problem) {
-  std::string text = problem.file.empty() ? std::string("input") : problem.file;
-  if (!problem.path.empty()) text += ": " + problem.path;
-  if (!problem.value.empty()) text += " = " + problem.value;
-  text += ": " + problem.rule;
+  std::string where = problem.file;
+  if (!problem.path.empty()) where += (where.empty() ? "" : ": ") + problem.path;
+  if (!problem.value.empty()) where += (where.empty() ? "" : " = ") + problem.value;
+  std::string text = (where.empty() ? "" : where + ": ") + problem.rule;
   if (!problem.fix.empty()) text += " (fix: " + problem.fix + ")";
   return text;
 }

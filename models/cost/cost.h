@@ -58,6 +58,8 @@ struct HardwareProfile {
 /// Facts of a software stack, and at most five fitted numbers: scenarios/profiles/stack-<name>.json.
 struct StackProfile {
   std::string name;
+  /// Profiles that it speaks of; empty: any.
+  std::vector<std::string> hardware;
   double sustained_clock = 1;     // GEMM and attention speed under training load over the isolated kernel's
   double attention_relative = 1;  // this stack's attention kernel over the profile's
   double kernel_gap_s = 0;        // between two kernels of one stream

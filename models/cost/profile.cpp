@@ -124,6 +124,7 @@ Result<StackProfile> load_stack_profile(const std::string& file) {
       constant(constants, "communicator_bytes", profile.communicator_bytes, {0, 1e12});
       constant(constants, "allocator_reserve", profile.allocator_reserve, {0, 1});
     });
+    from.texts("hardware", profile.hardware);
     from.take("residuals");  // for readers: what fit_stack.py measured
   });
 }

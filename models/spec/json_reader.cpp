@@ -325,11 +325,27 @@ ObjectReader& ObjectReader::boolean(const char* key, bool& out) {
 ObjectReader& ObjectReader::text(const char* key, std::string& out) {
   const json* value = take(key);
   if (value == nullptr) return *this;
-  if (value->is_string() && !value->get_ref<const std::string&>().empty()) {
+  const bool text = value->is_string() && !value->get_ref<const std::string&>().empty();
+  // Texts are printed: an escape sequence in one would command the reader's terminal.
+  const auto controls = [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; };
+  if (text && std::none_of(value->get_ref<const std::string&>().begin(), value->get_ref<const std::string&>().end(),
+                           controls)) {
     out = value->get<std::string>();
+  } else if (text) {
+    problem(key, "must be a text without control characters", "remove them");
   } else {
     problem(key, "must be a text that is not empty", "write it in quotes");
   }
+  return *this;
+}
+
+ObjectReader& ObjectReader::texts(const char* key, std::vector<std::string>& out) {
+  const json* value = take(key);
+  if (value == nullptr) return *this;
+  const bool all =
+      value->is_array() && std::all_of(value->begin(), value->end(), [](const json& v) { return v.is_string(); });
+  if (!all) return problem(key, "must be a list of texts", "write [ \"...\", ... ]"), *this;
+  out = value->get<std::vector<std::string>>();
   return *this;
 }
 

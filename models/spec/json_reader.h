@@ -69,6 +69,7 @@ class ObjectReader {
   ObjectReader& number(const char* key, double& out, NumberRange range = {});
   ObjectReader& boolean(const char* key, bool& out);
   ObjectReader& text(const char* key, std::string& out);
+  ObjectReader& texts(const char* key, std::vector<std::string>& out);
   ObjectReader& integers(const char* key, std::vector<std::int64_t>& out, IntegerRange range = {});
 
   /// One of a set of names. Optional values keep their "unset".

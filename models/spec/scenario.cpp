@@ -161,7 +161,7 @@ class ScenarioReader {
       from.problem("stack", "must be the name of a profile, not a path",
                    "use one of scenarios/profiles/stack-<name>.json");
     double days = 0;
-    from.number("duration_days", days, {0, 36500}).number("duration_s", out_.duration_s, {0, 3.2e9});
+    from.number("duration_days", days, {0, 11574}).number("duration_s", out_.duration_s, {0, 1e9});
     if (from.has("duration_days") && from.has("duration_s"))
       from.problem("duration_s", "is given together with duration_days", "keep one of them");
     if (from.has("duration_days")) out_.duration_s = days * 86400;
@@ -252,6 +252,13 @@ class ScenarioReader {
     RuleChecker rule("$");
     rule.expect(out_.duration_s == 0 || !out_.policies.empty(), "policies", "[]",
                 "a run over time needs a recovery policy", "add one from scenarios/policies, or remove the duration");
+    for (std::size_t i = 0; i < out_.policies.size(); ++i) {
+      const auto same = [&](const PolicySpec& other) { return other.name == out_.policies[i].name; };
+      rule.expect(std::find_if(out_.policies.begin(), out_.policies.end(), same) ==
+                      out_.policies.begin() + static_cast<std::ptrdiff_t>(i),
+                  fmt::format("policies[{}].name", i), out_.policies[i].name, "names a policy that came before",
+                  "give each policy a name of its own, as in { \"base\": \"...\", \"name\": \"other\" }");
+    }
     const double gpu_hours = static_cast<double>(out_.cluster.gpus()) * out_.duration_s / 3600;
     const double failures = out_.faults.total_rate_per_gpu_hour() * gpu_hours;
     rule.expect(failures <= kMaxExpectedFailures, "faults", fmt::format("{:.3g} failures", failures),

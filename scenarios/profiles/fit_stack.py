@@ -70,6 +70,7 @@ def stack(clock, residuals=None):
     out = {
         "schema": 1,
         "name": "torch",
+        "hardware": ["h100-sxm", "h200-sxm"],
         "constants": {
             "sustained_clock": constant(clock, "1", "fitted by fit_stack.py on fms-fsdp, Llama 2 7B-70B on 96 H100: clock under load, exposed "
                                         "gathers, SMs and bandwidth that NCCL takes"),

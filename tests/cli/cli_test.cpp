@@ -255,7 +255,31 @@ TEST_CASE("exit codes say what went wrong, and messages where", "[cli]") {
   const Outcome out_of_memory = yard.run("sim run " + too_large);
   CHECK(out_of_memory.code == 3);
   CHECK(contains(out_of_memory.err, "does not fit the 74.5 GiB"));
+  CHECK(contains(out_of_memory.err, "large.json: $.plan = "));
   CHECK(contains(out_of_memory.err, "fix:"));
+
+  const auto with = [&](const std::string& cluster, const std::string& more) {
+    const std::string text = R"({"schema": 1, "name": "x", "model": ")" + scenarios + R"(models/tiny-llama.json",
+      "plan": {"sequence_length": 16, "global_batch_size": 1}, "cluster": {"base": ")" +
+                             scenarios + R"(clusters/two-racks.json")" + cluster + "}" + more + "}";
+    return yard.run("sim run --no-store " + yard.file("x.json", text));
+  };
+  const Outcome hardware = with(R"(, "hardware": "b200")", "");
+  CHECK(hardware.code == 2);
+  CHECK(contains(hardware.err, "x.json: $.cluster.hardware = \"b200\": there is no such profile"));
+  CHECK(contains(hardware.err, "a100-sxm, h100-sxm, h200-sxm"));
+  CHECK(contains(with("", R"(, "stack": "nemo")").err, "default, megatron-core, torch"));
+  CHECK(contains(with(R"(, "hardware": "a100-sxm")", R"(, "stack": "torch")").err,
+                 "measured on h100-sxm, h200-sxm only"));
+  CHECK(with(R"(, "name": "red \u001b[31m")", "").code == 2);
+  const std::string policy = R"({"base": ")" + scenarios + R"(policies/fast-90s.json", "spare_nodes": 1)";
+  const Outcome twice = with("", R"(, "duration_s": 60, "policies": [)" + policy + "}, " + policy + "}]");
+  CHECK(twice.code == 2);
+  CHECK(contains(twice.err, "$.policies[1].name = fast-90s"));
+  const Outcome cadence = with("", R"(, "duration_s": 3600, "policies": [)" + policy +
+                                       R"(, "checkpoint_interval_s": 1e-9, "checkpoint_stall_s": 0}])");
+  CHECK(cadence.code == 2);
+  CHECK(contains(cadence.err, "x.json: $.policies[0].checkpoint_interval_s"));
 }
 
 TEST_CASE("output that cannot be written is an error", "[cli]") {

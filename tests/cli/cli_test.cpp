@@ -170,7 +170,9 @@ TEST_CASE("progress is told as JSON lines on request", "[cli]") {
   std::istringstream lines(outcome.err);
   std::string line;
   nlohmann::json last;
-  while (std::getline(lines, line)) last = nlohmann::json::parse(line);
+  while (std::getline(lines, line)) {
+    if (line.rfind("==", 0) != 0) last = nlohmann::json::parse(line);  // "==": a sanitizer's own words
+  }
   CHECK(last["progress"] == "simulating runs");
   CHECK(last["done"] == 6);  // two policies
   CHECK(last["total"] == 6);

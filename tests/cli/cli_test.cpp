@@ -171,7 +171,10 @@ TEST_CASE("progress is told as JSON lines on request", "[cli]") {
   std::string line;
   nlohmann::json last;
   while (std::getline(lines, line)) {
-    if (line.rfind("==", 0) != 0) last = nlohmann::json::parse(line);  // "==": a sanitizer's own words
+#ifdef __SANITIZE_ADDRESS__
+    if (line.empty() || line[0] != '{') continue;  // the sanitizer's own words
+#endif
+    last = nlohmann::json::parse(line);
   }
   CHECK(last["progress"] == "simulating runs");
   CHECK(last["done"] == 6);  // two policies

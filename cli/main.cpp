@@ -163,6 +163,11 @@ int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_DFL);  // `trainyard ... | head` ends quietly
   try {
     return trainyard::cli::run(argc, argv);
+  } catch (const std::bad_alloc&) {
+    std::cerr
+        << "trainyard: this takes more memory than the machine gives (fix: simulate fewer ranks, or without --unfold "
+           "or --timeline)\n";
+    return trainyard::cli::kMissingCapability;
   } catch (const std::exception& error) {
     std::cerr << "trainyard: internal error: " << error.what() << "\n";
     return trainyard::cli::kInternal;

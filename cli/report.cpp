@@ -126,10 +126,13 @@ json run_json(const std::vector<RunResult>& runs) {
       std::isfinite(first.mean_time_between_failures_s) ? json(first.mean_time_between_failures_s) : json(nullptr);
   out["steps_done"] = mean(over(runs, [](const RunResult& r) { return r.steps_done; }));
   out["checkpoints"] = mean(over(runs, [](const RunResult& r) { return r.checkpoints; }));
+  const auto stuck = std::find_if(runs.begin(), runs.end(), [](const RunResult& r) { return !r.waiting_for.empty(); });
+  out["waiting_for_at_end"] = stuck == runs.end() ? json(nullptr) : json(stuck->waiting_for);
   out["spares"] = {
       {"configured", first.spares.configured}, {"fewest", first.spares.fewest}, {"mean", first.spares.mean}};
-  std::uint64_t hash = 0;
-  for (const RunResult& run : runs) hash = XXH64(&run.trace_hash, sizeof run.trace_hash, hash);
+  // Of one run its own, as the store has it; of several, one over them all.
+  std::uint64_t hash = first.trace_hash;
+  for (std::size_t i = 1; i < runs.size(); ++i) hash = XXH64(&runs[i].trace_hash, sizeof hash, hash);
   out["trace_hash"] = fmt::format("{:016x}", hash);
   return out;
 }
@@ -231,7 +234,9 @@ std::string memory_text(const json& report) {
     if (bytes.get<double>() < 0.005 * capacity) continue;
     parts += fmt::format("{}{} {}", parts.empty() ? "" : ", ", words(role), format_bytes(bytes));
   }
-  return parts.empty() ? out : out + "  " + parts + "\n";
+  const double outside = peak - step["memory_arena_bytes"].get<double>();
+  parts += fmt::format("{}outside the arena {}", parts.empty() ? "" : ", ", format_bytes(outside));
+  return out + "  " + parts + (peak > capacity ? "\n  It does not fit.\n" : "\n");
 }
 
 // One column for each policy.
@@ -250,14 +255,24 @@ std::string policies_text(const json& policies) {
   }));
   rows.push_back(
       row("failures", [](const json& p) { return fmt::format("{:.4g}", p["failures"]["total"].get<double>()); }));
-  rows.push_back(row("recovery, median", [](const json& p) { return format_duration(p["recovery"]["median_s"]); }));
+  rows.push_back(row("recovery, median", [](const json& p) {
+    return p["recovery"]["count"] == 0 ? std::string("-") : format_duration(p["recovery"]["median_s"]);
+  }));
   rows.push_back(row("checkpoint every", [](const json& p) { return format_duration(p["checkpoint_interval_s"]); }));
   rows.push_back(row("steps done", [](const json& p) { return format_count(p["steps_done"].get<double>()); }));
   rows.push_back(row("spare nodes, fewest free", [](const json& p) {
     return fmt::format("{} of {}", p["spares"]["fewest"].get<std::int64_t>(),
                        p["spares"]["configured"].get<std::int64_t>());
   }));
-  return table(header, rows);
+  std::string out = table(header, rows);
+  for (const json& policy : policies) {
+    if (!policy["waiting_for_at_end"].is_null()) {
+      const int seeds = policy["seeds"];
+      out += fmt::format("{}: the job was down at the end{}, waiting for {}\n", policy["policy"].get<std::string>(),
+                         seeds > 1 ? " under some seeds" : "", policy["waiting_for_at_end"].get<std::string>());
+    }
+  }
+  return out;
 }
 
 std::string bands_text(const json& policies) {
@@ -354,11 +369,12 @@ std::string report_text(const json& report) {
     out += policies_text(policies) + bands_text(policies) + ledger_text(policies) + causes_text(policies[0]);
   }
   const json& step = report["step"];
-  out += fmt::format("\nSimulated {} ranks as {} classes, {} activities and {} events", format_count(report["gpus"]),
-                     format_count(step["classes"]), format_count(step["activities"]), format_count(step["events"]));
+  out += fmt::format("\nSimulated {} ranks as {} class{}, {} activities and {} events", format_count(report["gpus"]),
+                     format_count(step["classes"]), step["classes"] == 1 ? "" : "es", format_count(step["activities"]),
+                     format_count(step["events"]));
   if (report.contains("memo"))
-    out += fmt::format("; {} step states, {} seen again", report["memo"]["misses"].get<int>(),
-                       report["memo"]["hits"].get<int>());
+    out += fmt::format("; {} step state{}, {} seen again", report["memo"]["misses"].get<int>(),
+                       report["memo"]["misses"] == 1 ? "" : "s", report["memo"]["hits"].get<int>());
   out += fmt::format("\nin {}, {}   trace {}\n", format_duration(report["host"]["wall_s"]),
                      format_bytes(report["host"]["peak_rss_bytes"]), report["trace_hash"].get<std::string>());
   return out;

@@ -125,6 +125,15 @@ int export_run(const ExportOptions& options, const Context& context) {
   store::RunReader reader = std::move(opened).value();
   const Result<store::Run> found = reader.find(options.selector);
   if (!found) return fail(found.problems(), context);
+  const auto recoveries = reader.recoveries(found.value().id);
+  if (!recoveries) return fail(recoveries.problems(), context);
+  const auto timeline = reader.has_timeline(found.value().id);
+  if (!timeline) return fail(timeline.problems(), context);
+  if (!timeline.value() && recoveries.value().empty()) {
+    return fail({{reader.file(), "", options.selector, "has no timeline and no recoveries: there is nothing to show",
+                  "simulate with --timeline, and name the run of the step (see `trainyard run list`)"}},
+                context);
+  }
   end_in_order_on_signals();
   Progress progress("exporting", 1, context.quiet ? "none" : context.progress);
   store::ChromeTraceCounts counts;

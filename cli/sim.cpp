@@ -2,6 +2,7 @@
 
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <chrono>
 #include <iostream>
 #include <map>
@@ -200,9 +201,14 @@ class Recorder {
   }
 
  private:
+  // The stored report is this run's: of several policies, the one that has just been simulated.
   Problems finish(const Simulated& simulated, std::uint64_t hash) {
-    Problems problems = writer_->finish(
-        {store::RunStatus::Finished, make_report(job_, simulated).dump(), fmt::format("{:016x}", hash)});
+    Simulated its = simulated;
+    if (its.runs.size() > 1) its.runs.erase(its.runs.begin(), its.runs.end() - 1);
+    its.wall_s = seconds_since(started_);
+    its.peak_rss_bytes = peak_rss_bytes();
+    Problems problems =
+        writer_->finish({store::RunStatus::Finished, make_report(job_, its).dump(), fmt::format("{:016x}", hash)});
     writer_.reset();
     return problems;
   }
@@ -210,6 +216,7 @@ class Recorder {
   const Job& job_;
   const Options& options_;
   std::string file_;
+  std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
   std::optional<store::RunWriter> writer_;
 };
 
@@ -285,6 +292,17 @@ void announce(const Job& job, const Context& context) {
                            format_count(its.plan.ranks()));
 }
 
+// In a scenario of one step, faults that strike when it is over.
+void note_faults_that_came_late(const Job& job, const StepResult& step) {
+  if (job.scenario.duration_s > 0) return;
+  for (std::size_t i = 0; i < job.scenario.faults.injected.size(); ++i) {
+    const double at_s = job.scenario.faults.injected[i].at_s;
+    if (at_s < step.time_s) continue;
+    std::cerr << fmt::format("note: $.faults.injected[{}] strikes at {:g} s, and the step is over at {:g} s\n", i, at_s,
+                             step.time_s);
+  }
+}
+
 int run_scenario(const Options& options, const Context& context) {
   const auto start = std::chrono::steady_clock::now();
   Result<Job> prepared = prepare(options.scenario);
@@ -299,11 +317,16 @@ int run_scenario(const Options& options, const Context& context) {
   Result<Simulated> result = simulate(job, options, recorder, context.quiet ? "none" : context.progress);
   if (!result) return fail(result.problems(), context);
   Simulated simulated = std::move(result).value();
+  if (!context.quiet) note_faults_that_came_late(job, simulated.step);
   simulated.wall_s = seconds_since(start);
   simulated.peak_rss_bytes = peak_rss_bytes();
   const nlohmann::ordered_json report = make_report(job, simulated);
   std::cout << (context.json ? report.dump(2) + "\n" : report_text(report)) << std::flush;
-  return simulated.step.communicator_error.empty() ? kOk : kNotRecovered;
+  // Of many seeds some may end at a bad moment: that is what they are for.
+  const bool stuck =
+      options.seeds == 1 && std::any_of(simulated.runs.begin(), simulated.runs.end(),
+                                        [](const auto& runs) { return !runs.front().waiting_for.empty(); });
+  return simulated.step.communicator_error.empty() && !stuck ? kOk : kNotRecovered;
 }
 
 }  // namespace
@@ -315,11 +338,15 @@ void add_sim(CLI::App& app, Context& context) {
       *sim, "run", "Simulate a scenario: one step on the whole cluster, then the run over time",
       "  trainyard sim run scenarios/01-grok1-100k-week.json\n"
       "  trainyard sim run scenarios/02-llama3-405b-54-days.json --seeds 20\n"
-      "  trainyard sim run scenarios/03-one-slow-gpu.json --timeline && trainyard run export latest -o trace.json\n"
+      "  trainyard sim run scenarios/tiny/llama.json --timeline && trainyard run export latest -o trace.json\n"
       "  trainyard sim run my.json --json --no-store | jq .step.time_s");
   auto options = std::make_shared<Options>();
   run->add_option("scenario", options->scenario, "Scenario file")->required();
-  run->add_option("--seed", options->seed, "Seed, instead of the scenario's");
+  run->add_option("--seed", options->seed, "Seed, instead of the scenario's")->check([](const std::string& text) {
+    const bool digits = !text.empty() && text.find_first_not_of("0123456789") == std::string::npos;
+    const bool small = text.size() < 20 || (text.size() == 20 && text <= "18446744073709551615");
+    return digits && small ? std::string() : std::string("must be a whole number from 0 to 2^64-1");
+  });
   run->add_option("--seeds", options->seeds, "Simulate this many seeds, from the seed on, and report their mean")
       ->check(CLI::Range(1, 100000));
   run->add_option("--jobs", options->jobs, "Simulations at a time (default: one per processor)")

@@ -36,8 +36,8 @@ namespace {
 struct Fields : RunResult {
   NLOHMANN_DEFINE_TYPE_INTRUSIVE(Fields, seed, policy, duration_ns, healthy_step_s, checkpoint_interval_s,
                                  mean_time_between_failures_s, failures, spare_failures, by_cause, recoveries, band_ns,
-                                 effective_training_time, checkpoints, steps_committed, steps_done, pages, spares,
-                                 events, trace_hash, next_draw)
+                                 effective_training_time, checkpoints, steps_committed, steps_done, pages, waiting_for,
+                                 spares, events, trace_hash, next_draw)
 };
 
 }  // namespace

@@ -110,6 +110,8 @@ struct RunResult {
   std::int64_t steps_committed = 0;  // covered by the last durable checkpoint
   std::int64_t steps_done = 0;       // whole steps at the run's end
   std::int64_t pages = 0;
+  /// The job was down when the run ended, with nobody at work on it: "a spare" or "a human" was waited for. Else empty.
+  std::string waiting_for;
   SpareUse spares;
 
   std::vector<RunEvent> events;

@@ -170,6 +170,8 @@ RunResult RunWorld::finish() {
   result_.steps_committed = controller_.durable_step();
   result_.steps_done = mode_ == JobMode::Dead ? controller_.durable_step()
                                               : static_cast<std::int64_t>(std::floor(progress_steps_ + kStepEpsilon));
+  if (mode_ == JobMode::Dead && band_of_dead_time() == Band::WaitForSpare) result_.waiting_for = "a spare";
+  if (mode_ == JobMode::Dead && band_of_dead_time() == Band::WaitForHuman) result_.waiting_for = "a human";
   result_.spares.mean = static_cast<double>(spare_ns_) / static_cast<double>(duration_ns_);
   result_.spares.availability = static_cast<double>(some_spare_ns_) / static_cast<double>(duration_ns_);
   trace_.add(duration_ns_, RunEventKind::Ended, -1, "");

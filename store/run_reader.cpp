@@ -165,6 +165,14 @@ Result<std::vector<Slice>> RunReader::slices(std::int64_t run_id, std::int64_t c
   return slices;
 }
 
+Result<bool> RunReader::has_timeline(std::int64_t run_id) {
+  Statement rows = database_.prepare("SELECT 1 FROM slices WHERE run_id = ? LIMIT 1");
+  rows.with(run_id);
+  const bool any = rows.next();
+  if (database_.failed()) return database_.problems();
+  return any;
+}
+
 Result<std::vector<RunEvent>> RunReader::events(std::int64_t run_id) {
   Statement rows = database_.prepare("SELECT time_ns, kind, node, text FROM run_events WHERE run_id = ? ORDER BY seq");
   rows.with(run_id);

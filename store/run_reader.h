@@ -28,6 +28,8 @@ class RunReader {
   Result<std::vector<RankClass>> rank_classes(std::int64_t run_id);
   /// In the order in which they were added, one stream after the other.
   Result<std::vector<Slice>> slices(std::int64_t run_id, std::int64_t class_id);
+  /// Whether any slice of the run is stored.
+  Result<bool> has_timeline(std::int64_t run_id);
   Result<std::vector<RunEvent>> events(std::int64_t run_id);
   Result<std::vector<Recovery>> recoveries(std::int64_t run_id);
   Result<std::vector<GoodputBand>> bands(std::int64_t run_id);

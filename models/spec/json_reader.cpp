@@ -257,7 +257,9 @@ ObjectReader& ObjectReader::require(std::initializer_list<const char*> keys) {
 ObjectReader& ObjectReader::integer(const char* key, std::int64_t& out, IntegerRange range) {
   const json* value = take(key);
   if (value == nullptr) return *this;
-  const std::string rule = fmt::format("must be a whole number from {} to {}", range.min, range.max);
+  const std::string rule = range.min == range.max
+                               ? fmt::format("must be {}", range.min)
+                               : fmt::format("must be a whole number from {} to {}", range.min, range.max);
   bool in_range = false;
   if (value->is_number_unsigned()) {
     const auto x = value->get<std::uint64_t>();

@@ -152,6 +152,11 @@ class ScenarioReader {
   Result<Scenario> read() {
     ObjectReader from(value_, file_, "$", problems_);
     expect_schema(from);
+    if (from.has("base")) {
+      from.take("base");
+      from.problem("base", "a scenario cannot be based on another; its model, plan, cluster, faults and policies can",
+                   "copy the scenario, and write { \"base\": \"FILE\", ... } for the part that changes");
+    }
     from.require({"name", "model", "plan", "cluster"});
     from.text("name", out_.name)
         .text("description", out_.description)
@@ -220,9 +225,12 @@ class ScenarioReader {
     if (problems_.empty()) whole_run();
   }
 
+  std::int64_t job_nodes() const {
+    return (out_.plan.ranks() + out_.cluster.gpus_per_node - 1) / out_.cluster.gpus_per_node;
+  }
+
   void spares_fit() {
-    const std::int64_t gpus_per_node = out_.cluster.gpus_per_node;
-    const std::int64_t job_nodes = (out_.plan.ranks() + gpus_per_node - 1) / gpus_per_node;
+    const std::int64_t job_nodes = this->job_nodes();
     for (std::size_t i = 0; i < out_.policies.size(); ++i) {
       RuleChecker rule(policies_[i].layers.front().path);
       const std::int64_t spares = out_.policies[i].spare_nodes;
@@ -245,7 +253,31 @@ class ScenarioReader {
                   fmt::format("is not one of a node's {} devices (counted from 0)", out_.cluster.gpus_per_node),
                   "name a device that exists");
     }
+    if (rule.ok()) injected_faults_strike_the_job(rule);
     append(rule.take(), faults_);
+  }
+
+  // A fault that could change nothing is a slip.
+  void injected_faults_strike_the_job(RuleChecker& rule) const {
+    const bool only_step = out_.duration_s == 0;
+    std::int64_t held = job_nodes();
+    for (std::size_t i = 0; i < out_.policies.size() && !only_step; ++i)
+      held = i == 0 ? job_nodes() + out_.policies[i].spare_nodes
+                    : std::min(held, job_nodes() + out_.policies[i].spare_nodes);
+    for (std::size_t i = 0; i < out_.faults.injected.size(); ++i) {
+      const InjectedFault& fault = out_.faults.injected[i];
+      rule.expect(
+          fault.node < held, fmt::format("injected[{}].node", i), std::to_string(fault.node),
+          fmt::format("{} nodes 0 to {}", only_step ? "the job holds" : "the run holds, spares included,", held - 1),
+          "strike one of them");
+      rule.expect(!only_step || fault.kind != InjectedKind::NodeCrash, fmt::format("injected[{}].kind", i),
+                  "node_crash", "stops the job, and this scenario simulates one step only",
+                  "give duration_s and a recovery policy");
+      rule.expect(only_step || fault.at_s < out_.duration_s, fmt::format("injected[{}].at_s", i),
+                  fmt::format("{:g}", fault.at_s),
+                  fmt::format("strikes after the run has ended, at {:g} s", out_.duration_s),
+                  "strike earlier, or run longer");
+    }
   }
 
   void whole_run() {

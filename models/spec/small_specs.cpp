@@ -70,6 +70,9 @@ double PolicySpec::recovery_s() const {
 
 Problems validate(const PolicySpec& policy, const std::string& path) {
   RuleChecker rule(path);
+  rule.expect(policy.checkpoint_interval_s == 0 || policy.checkpoint_interval_s >= 1e-3, "checkpoint_interval_s",
+              fmt::format("{:g}", policy.checkpoint_interval_s), "must be 0 for the optimum, or a millisecond at least",
+              "give it in seconds");
   rule.expect(policy.checkpoint_interval_s > 0 || policy.checkpoint_stall_s > 0, "checkpoint_stall_s", "0",
               "must be positive when the interval is left to the optimum",
               "give checkpoint_interval_s, or the stall of a save");

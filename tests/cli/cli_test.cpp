@@ -114,6 +114,23 @@ TEST_CASE("stored runs are listed, shown and exported", "[cli]") {
   CHECK(contains(yard.run("run show latest").out, "tiny Llama"));
   const auto trace = nlohmann::json::parse(yard.run("run export latest --format chrome").out);
   CHECK(trace["traceEvents"].size() > 50);
+  REQUIRE(yard.run("sim run scenarios/tiny/llama.json -q").code == 0);
+  CHECK(contains(yard.run("run export latest").err, "has no timeline"));
+}
+
+TEST_CASE("each stored run has its own report", "[cli]") {
+  const Yard yard;
+  REQUIRE(yard.run("sim run scenarios/tiny/grok1-a-day.json -q").code == 0);
+  const auto list = nlohmann::json::parse(yard.run("run list --json").out);
+  REQUIRE(list.size() == 3);
+  for (const std::size_t i : {1, 2}) {
+    const auto run = nlohmann::json::parse(yard.run("run show " + std::to_string(i + 1) + " --json").out);
+    REQUIRE(run["report"]["policies"].size() == 1);
+    const auto& policy = run["report"]["policies"][0];
+    CHECK(list[i]["name"] == "grok1-a-day/" + policy["policy"].get<std::string>());
+    CHECK(list[i]["trace_hash"] == policy["trace_hash"]);
+    CHECK(run["report"]["host"]["wall_s"] > 0);
+  }
 }
 
 namespace {
@@ -238,6 +255,41 @@ TEST_CASE("runs meet states that nobody foresaw", "[cli]") {
   CHECK(run(other + slow + R"("duration_s": 600}, {"kind": "node_crash", "node": 1, "at_s": 300})") > 0);
 }
 
+TEST_CASE("a job that is still down at the end is told, with code 5", "[cli]") {
+  const Yard yard;
+  const std::string scenarios = std::string(TRAINYARD_SOURCE_DIR) + "/scenarios/";
+  const std::string file = yard.file("down.json", R"({"schema": 1, "name": "down", "model": ")" + scenarios +
+                                                      R"(models/tiny-llama.json",
+    "plan": {"tp": 2, "dp": 8, "sequence_length": 16, "global_batch_size": 8},
+    "cluster": ")" + scenarios + R"(clusters/two-racks.json", "duration_s": 3600,
+    "policies": [{"name": "no spares", "repair_median_s": 1e8, "checkpoint_interval_s": 60}],
+    "faults": {"injected": [{"kind": "node_crash", "node": 0, "at_s": 100}]}})");
+  const Outcome outcome = yard.run("sim run " + file + " --no-store -q");
+  CHECK(outcome.code == 5);
+  CHECK(contains(outcome.out, "no spares: the job was down at the end, waiting for a spare"));
+}
+
+TEST_CASE("faults that could change nothing are refused", "[cli]") {
+  const Yard yard;
+  const std::string scenarios = std::string(TRAINYARD_SOURCE_DIR) + "/scenarios/";
+  const auto check = [&](const std::string& fault, const std::string& more) {
+    const Outcome outcome =
+        yard.run("plan check " +
+                 yard.file("fault.json", R"({"schema": 1, "name": "x", "model": ")" + scenarios +
+                                             R"(models/tiny-llama.json",
+      "plan": {"dp": 8, "sequence_length": 16, "global_batch_size": 8}, "cluster": ")" +
+                                             scenarios + R"(clusters/two-racks.json", "faults": {"injected": [{)" +
+                                             fault + "}]}" + more + "}"));
+    CHECK(outcome.code == 2);
+    return outcome.err;
+  };
+  const std::string run = R"(, "duration_s": 60, "policies": [{"name": "p", "spare_nodes": 1}])";
+  CHECK(contains(check(R"("kind": "node_crash", "node": 0)", ""), "injected[0].kind = node_crash: stops the job"));
+  CHECK(contains(check(R"("kind": "gpu_slow", "node": 1, "factor": 2)", ""), "the job holds nodes 0 to 0"));
+  CHECK(contains(check(R"("kind": "node_crash", "node": 2)", run), "the run holds, spares included, nodes 0 to 1"));
+  CHECK(contains(check(R"("kind": "node_crash", "node": 0, "at_s": 60)", run), "strikes after the run has ended"));
+}
+
 TEST_CASE("exit codes say what went wrong, and messages where", "[cli]") {
   const Yard yard;
   CHECK(yard.run("--help").code == 0);
@@ -247,6 +299,8 @@ TEST_CASE("exit codes say what went wrong, and messages where", "[cli]") {
   CHECK(contains(yard.run("simm").err, "did you mean \"sim\""));
   CHECK(contains(yard.run("sim run x.json --sede 3").err, "did you mean \"--seed\""));
   CHECK(contains(yard.run("sim run x.json --jsno").err, "did you mean \"--json\""));
+  CHECK(contains(yard.run("sim run x.json --seed -1").err, "must be a whole number from 0 to 2^64-1"));
+  CHECK(contains(yard.run("plan check " + yard.file("schema.json", "{\"schema\": 2}")).err, "$.schema = 2: must be 1"));
 
   const Outcome broken = yard.run("plan check " + yard.file("broken.json", "{\"schema\": 1, \"name\": "));
   CHECK(broken.code == 2);

@@ -19,12 +19,8 @@ struct FabricTier {
 };
 
 struct StorageSpec {
-  /// Shared by the whole cluster.
-  double remote_read_bytes_per_s = 0;
+  /// Shared by the whole cluster; 0: saving costs only the stall.
   double remote_write_bytes_per_s = 0;
-  /// Per node.
-  double nvme_bytes_per_s = 0;
-  double host_memory_bytes_per_s = 0;
 };
 
 struct ClusterSpec {

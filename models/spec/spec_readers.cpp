@@ -78,10 +78,7 @@ void read_cluster(ObjectReader& from, ClusterSpec& cluster) {
                  cluster.tiers.push_back(tier);
                })
       .object("storage", [&](ObjectReader& storage) {
-        storage.number("remote_read_bytes_per_s", cluster.storage.remote_read_bytes_per_s, {0, 1e18})
-            .number("remote_write_bytes_per_s", cluster.storage.remote_write_bytes_per_s, {0, 1e18})
-            .number("nvme_bytes_per_s", cluster.storage.nvme_bytes_per_s, {0, 1e15})
-            .number("host_memory_bytes_per_s", cluster.storage.host_memory_bytes_per_s, {0, 1e15});
+        storage.number("remote_write_bytes_per_s", cluster.storage.remote_write_bytes_per_s, {0, 1e18});
       });
 }
 

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <fstream>
+#include <regex>
 #include <set>
 
 #include "models/spec/scenario.h"
@@ -109,4 +111,22 @@ TEST_CASE("the two policies take half an hour and ninety seconds, lost work asid
   REQUIRE(scenario.policies.size() == 2);
   CHECK(scenario.policies[0].recovery_s() == 90);
   CHECK(scenario.policies[1].recovery_s() == 1800);
+}
+
+TEST_CASE("every key that is read is documented") {
+  const std::string root = TRAINYARD_SOURCE_DIR;
+  const auto text_of = [&](const std::string& file) {
+    std::ifstream in(root + file);
+    return std::string(std::istreambuf_iterator<char>(in), {});
+  };
+  const std::string keys = text_of("/scenarios/KEYS.md"), readers = text_of("/models/spec/spec_readers.cpp");
+  const std::regex read(
+      "[.>](text|integer|integers|number|optional_number|boolean|object|objects|take|choice<[^(]*>)"
+      "\\(\\s*\"([a-z0-9_]+)\"");
+  int found = 0;
+  for (std::sregex_iterator it(readers.begin(), readers.end(), read), end; it != end; ++it, ++found) {
+    INFO((*it)[2]);
+    CHECK(keys.find("`" + (*it)[2].str() + "`") != std::string::npos);
+  }
+  CHECK(found > 80);
 }

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "models/base/dtype.h"
 #include "models/plan/mesh.h"
 #include "models/spec/model_spec.h"
 
@@ -99,10 +100,6 @@ enum class Stream : std::uint8_t {
 };
 inline constexpr int kStreamCount = static_cast<int>(Stream::Dp) + 1;
 const char* to_string(Stream stream);
-
-enum class Dtype : std::uint8_t { Bf16, F32, F64, I32 };
-std::int64_t size_of(Dtype dtype);
-const char* to_string(Dtype dtype);
 
 /// Up to three dimensions; unused ones are 1.
 struct Shape {

@@ -22,8 +22,8 @@ void poison(std::byte* bytes, std::int64_t count) {
 
 }  // namespace
 
-Reference::Reference(const StepProgram& program, std::uint64_t seed)
-    : program_(program), mesh_(program.plan), random_(seed, "reference") {
+Reference::Reference(const StepProgram& program, std::uint64_t seed, Compute compute)
+    : program_(program), mesh_(program.plan), compute_(std::move(compute)), random_(seed, "reference") {
   if (program.plan.precision != Precision::F64) throw std::logic_error("the reference computes in float64 only");
   for (std::int64_t id = 0; id < mesh_.ranks(); ++id) {
     Rank rank;
@@ -226,8 +226,8 @@ bool Reference::advance(Rank& rank, std::size_t stream) {
   }
   if (is_communication(op->kind)) return run_collective(rank, stream, *op);
   const Chunk* chunk = item.chunk < 0 ? nullptr : &rank.stage->chunks[index(item.chunk)];
-  compute(*op, {&program_, chunk, rank.id, steps_}, views(rank, launch.item, op->in),
-          views(rank, launch.item, op->out));
+  compute_(*op, {&program_, chunk, rank.id, steps_}, views(rank, launch.item, op->in),
+           views(rank, launch.item, op->out));
   finish(rank, stream);
   return true;
 }

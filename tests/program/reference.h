@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <string>
 #include <tuple>
@@ -21,10 +22,14 @@ namespace trainyard {
 
 using Weights = std::map<std::string, GoldenTensor>;
 
+/// What computes an op of one rank: see compute().
+using Compute =
+    std::function<void(const Op&, const OpContext&, const std::vector<View>& in, const std::vector<View>& out)>;
+
 class Reference {
  public:
   /// The program must be lowered with Precision::F64.
-  Reference(const StepProgram& program, std::uint64_t seed);
+  Reference(const StepProgram& program, std::uint64_t seed, Compute compute = trainyard::compute);
 
   /// Sets parameters, on every rank that holds a part of them, from full tensors by Hugging Face name.
   void set_weights(const Weights& weights);
@@ -85,6 +90,7 @@ class Reference {
 
   const StepProgram& program_;
   Mesh mesh_;
+  Compute compute_;
   std::vector<Rank> ranks_;
   RandomStream random_;
   std::int64_t steps_ = 0;

@@ -43,8 +43,8 @@ GoldenTensor random_tokens(const ModelSpec& model, const ParallelPlan& plan) {
   return tokens;
 }
 
-Run train(const StepProgram& program, int steps, std::uint64_t seed) {
-  Reference reference(program, seed);
+Run train(const StepProgram& program, int steps, std::uint64_t seed, Compute compute) {
+  Reference reference(program, seed, std::move(compute));
   reference.set_weights(random_weights(program));
   const GoldenTensor tokens = random_tokens(program.model, program.plan);
   Run run;

@@ -21,7 +21,7 @@ struct Run {
 };
 
 /// `steps` steps of a program on random weights and tokens. Throws as Reference does.
-Run train(const StepProgram& program, int steps, std::uint64_t seed);
+Run train(const StepProgram& program, int steps, std::uint64_t seed, Compute compute = trainyard::compute);
 
 /// True when two runs are equal to the bit.
 bool same_bits(const Run& a, const Run& b);

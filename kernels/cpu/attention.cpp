@@ -1,0 +1,286 @@
+// Causal attention in blocks of query rows: scores of a block against the keys that it may see, as matrix products.
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "kernels/cpu/cpu_kernels.h"
+
+namespace trainyard::kernels::cpu {
+
+namespace {
+
+constexpr Int kQueryBlock = 64;
+
+// Global position of local position t on context rank r: the sequence is cut in 2*cp slices, and rank r holds slices r
+// and 2*cp-1-r.
+Int context_position(Int cp, Int r, Int length, Int t) {
+  if (cp == 1) return t;
+  const Int slice = length / (2 * cp);
+  return t < slice ? r * slice + t : (2 * cp - 1 - r) * slice + (t - slice);
+}
+
+// Keys [first, first + count) of one cp block, in columns [column, column + count) of the scores.
+struct KeySpan {
+  Int block = 0, first = 0, count = 0, column = 0;
+};
+
+// One sequence and one block of its queries: which keys it may see, and which pairs are masked.
+class QueryBlock {
+ public:
+  QueryBlock(const AttentionShape& shape, Int rows, Int begin, Int end)
+      : shape_(shape), local_(rows / shape.batch), begin_(begin), end_(end) {
+    const Int first = position(shape.cp_index, begin), last = position(shape.cp_index, end - 1);
+    const Int lowest = shape.window > 0 ? std::min(first, last) - shape.window + 1 : 0;
+    for (Int block = 0; block < shape.cp; ++block) {
+      // Positions rise within a block, so what may be seen is one run of it.
+      Int from = 0, to = local_;
+      while (from < to && position(block, from) < lowest) ++from;
+      while (to > from && position(block, to - 1) > std::max(first, last)) --to;
+      if (from == to) continue;
+      spans_.push_back({block, from, to - from, columns_});
+      columns_ += to - from;
+    }
+  }
+  [[nodiscard]] Int queries() const { return end_ - begin_; }
+  [[nodiscard]] Int columns() const { return columns_; }
+  [[nodiscard]] const std::vector<KeySpan>& spans() const { return spans_; }
+
+  /// Calls f(row, column, query position - key position) for each pair; negative, or beyond the window: masked.
+  template <class F>
+  void for_each_pair(F f) const {
+    for (Int q = 0; q < queries(); ++q) {
+      const Int at = position(shape_.cp_index, begin_ + q);
+      for (const KeySpan& span : spans_) {
+        for (Int u = 0; u < span.count; ++u) f(q, span.column + u, at - position(span.block, span.first + u));
+      }
+    }
+  }
+  [[nodiscard]] bool masked(Int distance) const {
+    return distance < 0 || (shape_.window > 0 && distance >= shape_.window);
+  }
+
+ private:
+  [[nodiscard]] Int position(Int block, Int t) const {
+    return context_position(shape_.cp, block, local_ * shape_.cp, t);
+  }
+
+  const AttentionShape& shape_;
+  Int local_, begin_, end_;
+  std::vector<KeySpan> spans_;
+  Int columns_ = 0;
+};
+
+// Rotates a head by rotate-half rope: forward for sign = 1, its transpose for sign = -1. Angles in f64: positions are
+// large.
+template <class Acc>
+void rotate(Acc* head, const Acc* cos, const Acc* sin, Int half, Acc sign) {
+  for (Int j = 0; j < half; ++j) {
+    const Acc x = head[j], y = head[half + j], s = sign * sin[j];
+    head[j] = x * cos[j] - y * s;
+    head[half + j] = y * cos[j] + x * s;
+  }
+}
+
+template <class Acc>
+void angles(Int position, double theta, Int dim, Acc* cos, Acc* sin) {
+  for (Int j = 0; j < dim / 2; ++j) {
+    const double angle =
+        static_cast<double>(position) * std::pow(theta, -2.0 * static_cast<double>(j) / static_cast<double>(dim));
+    cos[j] = static_cast<Acc>(std::cos(angle));
+    sin[j] = static_cast<Acc>(std::sin(angle));
+  }
+}
+
+// Attention of one query head over one block of queries.
+template <class Acc>
+class HeadBlock {
+ public:
+  HeadBlock(const AttentionShape& shape, const QueryBlock& block, Int head, Scratch& scratch)
+      : shape_(shape),
+        block_(block),
+        head_(head),
+        scores_(scratch.take<Acc>(block.queries() * block.columns()), block.queries(), block.columns()) {}
+
+  /// Scores before softmax, masked by -inf. q: this block's first query of the head; k: first key row of the sequence
+  /// in cp block 0; `stride` elements between key rows, `block_stride` between cp blocks.
+  MatrixMap<Acc>& score(const Acc* q, Int q_stride, const Acc* k, Int stride, Int block_stride) {
+    const ConstStridedMap<Acc> Q(q, block_.queries(), shape_.heads.dim, Eigen::OuterStride<>(q_stride));
+    for (const KeySpan& span : block_.spans()) {
+      const ConstStridedMap<Acc> K(k + span.block * block_stride + span.first * stride, span.count, shape_.heads.dim,
+                                   Eigen::OuterStride<>(stride));
+      scores_.middleCols(span.column, span.count).noalias() = static_cast<Acc>(shape_.scale) * Q * K.transpose();
+    }
+    return scores_;
+  }
+
+  void cap_and_mask() {
+    apply_softcap(scores_.array(), shape_.softcap);
+    const Acc slope = shape_.alibi.empty() ? Acc{0} : static_cast<Acc>(shape_.alibi[static_cast<std::size_t>(head_)]);
+    block_.for_each_pair([&](Int q, Int column, Int distance) {
+      Acc& score = scores_(q, column);
+      score =
+          block_.masked(distance) ? -std::numeric_limits<Acc>::infinity() : score - slope * static_cast<Acc>(distance);
+    });
+  }
+
+ private:
+  const AttentionShape& shape_;
+  const QueryBlock& block_;
+  Int head_;
+  MatrixMap<Acc> scores_;
+};
+
+}  // namespace
+
+void CpuKernels::split_qkv(const Heads& heads, double rope_theta, const Tensor& qkv, const Tensor& positions,
+                           const Tensor& q, const Tensor& k, const Tensor& v) {
+  const Int rows = qkv.dims[0], dim = heads.dim, nq = heads.query * dim, nk = heads.key * dim;
+  in_precision_of(q, [&](auto zero) {
+    using Acc = decltype(zero);
+    const Scratch::Scope scope(scratch_);
+    const In<Acc> in(qkv, scratch_);
+    const Out<Acc> query(q, scratch_), key(k, scratch_), value(v, scratch_);
+    Acc *cos = scratch_.take<Acc>(dim / 2 + 1), *sin = scratch_.take<Acc>(dim / 2 + 1);
+    for (Int t = 0; t < rows; ++t) {
+      const Acc* from = in.row(t, nq + 2 * nk);
+      std::copy_n(from, nq, query.row(t, nq));
+      std::copy_n(from + nq, nk, key.row(t, nk));
+      std::copy_n(from + nq + nk, nk, value.row(t, nk));
+      if (rope_theta <= 0) continue;
+      angles(indices(positions)[t], rope_theta, dim, cos, sin);
+      for (Int h = 0; h < heads.query; ++h) rotate(query.row(t, nq) + h * dim, cos, sin, dim / 2, Acc{1});
+      for (Int h = 0; h < heads.key; ++h) rotate(key.row(t, nk) + h * dim, cos, sin, dim / 2, Acc{1});
+    }
+  });
+}
+
+void CpuKernels::merge_qkv_grad(const Heads& heads, double rope_theta, const Tensor& dq, const Tensor& dk,
+                                const Tensor& dv, const Tensor& positions, const Tensor& dqkv) {
+  const Int rows = dqkv.dims[0], dim = heads.dim, nq = heads.query * dim, nk = heads.key * dim;
+  in_precision_of(dqkv, [&](auto zero) {
+    using Acc = decltype(zero);
+    const Scratch::Scope scope(scratch_);
+    const In<Acc> query(dq, scratch_), key(dk, scratch_), value(dv, scratch_);
+    const Out<Acc> out(dqkv, scratch_);
+    Acc *cos = scratch_.take<Acc>(dim / 2 + 1), *sin = scratch_.take<Acc>(dim / 2 + 1);
+    for (Int t = 0; t < rows; ++t) {
+      Acc* to = out.row(t, nq + 2 * nk);
+      std::copy_n(query.row(t, nq), nq, to);
+      std::copy_n(key.row(t, nk), nk, to + nq);
+      std::copy_n(value.row(t, nk), nk, to + nq + nk);
+      if (rope_theta <= 0) continue;
+      angles(indices(positions)[t], rope_theta, dim, cos, sin);
+      for (Int h = 0; h < heads.query + heads.key; ++h) rotate(to + h * dim, cos, sin, dim / 2, Acc{-1});
+    }
+  });
+}
+
+void CpuKernels::attention(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
+                           const Tensor& o, const Tensor& lse) {
+  const Int rows = q.dims[0], local = rows / shape.batch, dim = shape.heads.dim;
+  const Int nq = shape.heads.query * dim, nk = shape.heads.key * dim, group = shape.heads.query / shape.heads.key;
+  in_precision_of(o, [&](auto zero) {
+    using Acc = decltype(zero);
+    const Scratch::Scope scope(scratch_);
+    const In<Acc> query(q, scratch_), key(k, scratch_), value(v, scratch_);
+    const Out<Acc> out(o, scratch_), logs(lse, scratch_);
+    for (Int i = 0; i < shape.batch; ++i) {
+      for (Int begin = 0; begin < local; begin += kQueryBlock) {
+        const QueryBlock block(shape, rows, begin, std::min(local, begin + kQueryBlock));
+        const Int first = i * local + begin;
+        for (Int h = 0; h < shape.heads.query; ++h) {
+          const Scratch::Scope inner(scratch_);
+          HeadBlock<Acc> head(shape, block, h, scratch_);
+          const Int key_at = i * local * nk + h / group * dim;
+          MatrixMap<Acc>& scores =
+              head.score(query.data() + first * nq + h * dim, nq, key.data() + key_at, nk, rows * nk);
+          head.cap_and_mask();
+          for (Int t = 0; t < block.queries(); ++t) {
+            RowMap<Acc> row(scores.data() + t * block.columns(), block.columns());
+            const Acc max = row.maxCoeff();
+            row = (row - max).exp();
+            const Acc sum = row.sum();
+            row /= sum;
+            logs[(first + t) * shape.heads.query + h] = max + std::log(sum);
+          }
+          StridedMap<Acc> O(out.data() + first * nq + h * dim, block.queries(), dim, Eigen::OuterStride<>(nq));
+          O.setZero();
+          for (const KeySpan& span : block.spans()) {
+            const ConstStridedMap<Acc> V(value.data() + key_at + (span.block * rows + span.first) * nk, span.count, dim,
+                                         Eigen::OuterStride<>(nk));
+            O.noalias() += scores.middleCols(span.column, span.count) * V;
+          }
+        }
+      }
+    }
+  });
+}
+
+void CpuKernels::attention_grad(const AttentionShape& shape, const Tensor& dout, const Tensor& q, const Tensor& k,
+                                const Tensor& v, const Tensor& o, const Tensor& lse, const Tensor& dq, const Tensor& dk,
+                                const Tensor& dv) {
+  const Int rows = q.dims[0], local = rows / shape.batch, dim = shape.heads.dim;
+  const Int nq = shape.heads.query * dim, nk = shape.heads.key * dim, group = shape.heads.query / shape.heads.key;
+  in_precision_of(dq, [&](auto zero) {
+    using Acc = decltype(zero);
+    const Scratch::Scope scope(scratch_);
+    const In<Acc> grads(dout, scratch_), query(q, scratch_), key(k, scratch_), value(v, scratch_), result(o, scratch_),
+        logs(lse, scratch_);
+    const Out<Acc> dquery(dq, scratch_), dkey(dk, scratch_), dvalue(dv, scratch_);
+    std::fill_n(dquery.data(), dq.size(), Acc{0});
+    std::fill_n(dkey.data(), dk.size(), Acc{0});
+    std::fill_n(dvalue.data(), dv.size(), Acc{0});
+    const auto scale = static_cast<Acc>(shape.scale), cap = static_cast<Acc>(shape.softcap);
+    for (Int i = 0; i < shape.batch; ++i) {
+      for (Int begin = 0; begin < local; begin += kQueryBlock) {
+        const QueryBlock block(shape, rows, begin, std::min(local, begin + kQueryBlock));
+        const Int first = i * local + begin, columns = block.columns();
+        for (Int h = 0; h < shape.heads.query; ++h) {
+          const Scratch::Scope inner(scratch_);
+          HeadBlock<Acc> head(shape, block, h, scratch_);
+          const Int head_at = first * nq + h * dim, key_at = i * local * nk + h / group * dim;
+          MatrixMap<Acc>& p = head.score(query.data() + head_at, nq, key.data() + key_at, nk, rows * nk);
+          // d softcap(x) / dx, from the scores before masking.
+          MatrixMap<Acc> slope(scratch_.take<Acc>(cap > 0 ? p.size() : 0), cap > 0 ? p.rows() : 0, columns);
+          if (cap > 0) slope = (1 - (p.array() / cap).tanh().square()).matrix();
+          head.cap_and_mask();
+          const ConstStridedMap<Acc> dO(grads.data() + head_at, block.queries(), dim, Eigen::OuterStride<>(nq));
+          const ConstStridedMap<Acc> O(result.data() + head_at, block.queries(), dim, Eigen::OuterStride<>(nq));
+          const ConstStridedMap<Acc> Q(query.data() + head_at, block.queries(), dim, Eigen::OuterStride<>(nq));
+          StridedMap<Acc> dQ(dquery.data() + head_at, block.queries(), dim, Eigen::OuterStride<>(nq));
+          MatrixMap<Acc> ds(scratch_.take<Acc>(p.size()), p.rows(), columns);
+          for (Int t = 0; t < block.queries(); ++t) {
+            RowMap<Acc> row(p.data() + t * columns, columns);
+            row = (row - logs[(first + t) * shape.heads.query + h]).exp();
+          }
+          for (const KeySpan& span : block.spans()) {
+            const Int at = key_at + (span.block * rows + span.first) * nk;
+            const Eigen::OuterStride<> stride(nk);
+            const ConstStridedMap<Acc> V(value.data() + at, span.count, dim, stride);
+            StridedMap<Acc> dV(dvalue.data() + at, span.count, dim, stride);
+            dV.noalias() += p.middleCols(span.column, span.count).transpose() * dO;
+            ds.middleCols(span.column, span.count).noalias() = dO * V.transpose();
+          }
+          for (Int t = 0; t < block.queries(); ++t) {
+            const Acc delta = dO.row(t).dot(O.row(t));
+            RowMap<Acc> row(ds.data() + t * columns, columns);
+            row = (row - delta) * ConstRowMap<Acc>(p.data() + t * columns, columns) * scale;
+            if (cap > 0) row *= ConstRowMap<Acc>(slope.data() + t * columns, columns);
+          }
+          for (const KeySpan& span : block.spans()) {
+            const Int at = key_at + (span.block * rows + span.first) * nk;
+            const Eigen::OuterStride<> stride(nk);
+            const ConstStridedMap<Acc> K(key.data() + at, span.count, dim, stride);
+            StridedMap<Acc> dK(dkey.data() + at, span.count, dim, stride);
+            dQ.noalias() += ds.middleCols(span.column, span.count) * K;
+            dK.noalias() += ds.middleCols(span.column, span.count).transpose() * Q;
+          }
+        }
+      }
+    }
+  });
+}
+
+}  // namespace trainyard::kernels::cpu

@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "models/program/layout.h"
+#include "models/program/shards.h"
 #include "models/program/step_blocks.h"
 
 namespace trainyard {
@@ -58,31 +59,12 @@ std::byte* Reference::at(const Rank& rank, std::int32_t frame) const {
 template <class Visit>
 void Reference::for_each_element(Visit visit) const {
   for (const Rank& rank : ranks_) {
-    const std::int64_t tp = mesh_.coordinates(rank.id).tp, ep = mesh_.group_index(Group::Ep, rank.id);
-    for (std::size_t c = 0; c < rank.stage->chunks.size(); ++c) {
-      for (const Bucket& bucket : rank.stage->chunks[c].buckets) {
-        for (const Param& param : bucket.params) {
-          const bool split0 = param.split0 == Split::Tp, split1 = param.split1 == Split::Tp;
-          const std::int64_t local_experts = param.expert_parallel ? param.local_shape.dims[0] : 0;
-          std::int64_t element = param.offset_elements;
-          for (const ParamPart& part : param.parts) {
-            if (param.expert_parallel && part.expert / local_experts != ep) continue;
-            // Our [rows, columns] of this part, whole; then this rank's rows and columns of it.
-            const bool matrix = part.global_shape.size() == 2;
-            const std::int64_t columns = !matrix ? 1 : part.transposed ? part.global_shape[0] : part.global_shape[1];
-            const std::int64_t rows = split0 ? part.rows / program_.plan.tp : part.rows;
-            const std::int64_t width = split1 ? columns / program_.plan.tp : columns;
-            const std::int64_t row0 = part.first_row + (split0 ? tp * rows : 0), column0 = split1 ? tp * width : 0;
-            for (std::int64_t r = row0; r < row0 + rows; ++r) {
-              for (std::int64_t k = column0; k < column0 + width; ++k) {
-                const std::int64_t global = part.transposed ? k * part.global_shape[1] + r : r * columns + k;
-                visit(rank, static_cast<std::int32_t>(c), bucket, param, element++, part, global);
-              }
-            }
-          }
-        }
-      }
-    }
+    for_each_run(program_, mesh_, rank.id,
+                 [&](std::size_t chunk, const Bucket& bucket, const Param& param, std::int64_t element,
+                     const ParamPart& part, std::int64_t global, std::int64_t count) {
+                   for (std::int64_t i = 0; i < count; ++i)
+                     visit(rank, static_cast<std::int32_t>(chunk), bucket, param, element + i, part, global + i);
+                 });
   }
 }
 

@@ -1,0 +1,446 @@
+#include "exec/mesh_communicator.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
+
+#include "models/base/check.h"
+
+namespace trainyard::exec {
+
+namespace {
+
+using kernels::Tensor;
+
+std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
+
+Buffer bytes_of(const Tensor& x) { return {static_cast<std::byte*>(x.data), x.size() * size_of(x.dtype)}; }
+
+// Elements [first, first + count) of a tensor.
+Tensor slice(const Tensor& x, std::int64_t first, std::int64_t count) {
+  return {static_cast<std::byte*>(x.data) + first * size_of(x.dtype), x.dtype, {count, 1, 1}};
+}
+
+// The even share of n elements that member i of g has: [first, first + count).
+std::pair<std::int64_t, std::int64_t> share(std::int64_t n, std::size_t i, std::size_t g) {
+  const auto members = static_cast<std::int64_t>(g), at = static_cast<std::int64_t>(i);
+  const std::int64_t block = (n + members - 1) / members, first = std::min(n, at * block);
+  return {first, std::min(n, first + block) - first};
+}
+
+float bf16_to_float(std::uint16_t value) {
+  const std::uint32_t bits = static_cast<std::uint32_t>(value) << 16;
+  float out = 0;
+  std::memcpy(&out, &bits, sizeof out);
+  return out;
+}
+std::uint16_t float_to_bf16(float value) {
+  std::uint32_t bits = 0;
+  std::memcpy(&bits, &value, sizeof bits);
+  if ((bits & 0x7fffffffU) > 0x7f800000U) return static_cast<std::uint16_t>((bits >> 16) | 0x40U);
+  return static_cast<std::uint16_t>((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
+}
+
+template <class T, class Acc, class Load, class Store>
+void reduce_as(Reduce reduce, const std::vector<const std::byte*>& parts, std::byte* out, std::int64_t count, Load load,
+               Store store) {
+  for (std::int64_t e = 0; e < count; ++e) {
+    Acc total = load(reinterpret_cast<const T*>(parts[0])[e]);
+    for (std::size_t p = 1; p < parts.size(); ++p) {
+      const Acc x = load(reinterpret_cast<const T*>(parts[p])[e]);
+      total = reduce == Reduce::Sum ? total + x : std::max(total, x);
+    }
+    reinterpret_cast<T*>(out)[e] = store(total);
+  }
+}
+
+// out = the parts reduced in order; out may be one of them.
+void reduce_parts(Reduce reduce, Dtype dtype, const std::vector<const std::byte*>& parts, std::byte* out,
+                  std::int64_t count) {
+  const auto same = [](auto x) { return x; };
+  switch (dtype) {
+    case Dtype::F32: return reduce_as<float, float>(reduce, parts, out, count, same, same);
+    case Dtype::F64: return reduce_as<double, double>(reduce, parts, out, count, same, same);
+    case Dtype::I32: return reduce_as<std::int32_t, std::int32_t>(reduce, parts, out, count, same, same);
+    case Dtype::Bf16: return reduce_as<std::uint16_t, float>(reduce, parts, out, count, bf16_to_float, float_to_bf16);
+  }
+}
+
+/// Before each message.
+struct Header {
+  /// A stream, on which messages arrive in order, or kStreamCount and a transfer's key.
+  std::int64_t channel = 0;
+  std::int64_t bytes = 0;
+};
+
+class MeshCommunicator final : public Communicator {
+ public:
+  MeshCommunicator(std::int64_t rank, std::vector<int> sockets) : rank_(rank), peers_(sockets.size()) {
+    for (std::size_t p = 0; p < sockets.size(); ++p) peers_[p].socket = sockets[p];
+    abort_event_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    TY_CHECK(abort_event_ >= 0, "an event descriptor can be made");
+  }
+  ~MeshCommunicator() override {
+    for (const Peer& peer : peers_) {
+      if (peer.socket >= 0) close(peer.socket);
+    }
+    close(abort_event_);
+  }
+
+  Ticket all_reduce(const Team& team, Reduce reduce, const Tensor& x, const Tensor& y) override {
+    // Each member sums its share of everybody's, then hands it to all.
+    const std::size_t g = team.ranks.size();
+    const auto [first, count] = share(x.size(), team.me, g);
+    const std::int64_t unit = size_of(x.dtype);
+    auto gathered = std::make_shared<std::vector<std::byte>>(index(count * unit) * g);
+    Work& work = begin();
+    for (std::size_t i = 0; i < g; ++i) {
+      if (i == team.me) continue;
+      const auto [their_first, their_count] = share(x.size(), i, g);
+      send(work, team.ranks[i], channel_of(team), bytes_of(slice(x, their_first, their_count)));
+      receive(work, team.ranks[i], channel_of(team), {gathered->data() + index(count * unit) * i, count * unit});
+    }
+    work.then = [this, team, reduce, x, y, gathered, g, mine = first, n = count, unit](Work& next) {
+      std::vector<const std::byte*> parts;
+      const Tensor own = slice(x, mine, n), out = slice(y, mine, n);
+      for (std::size_t i = 0; i < g; ++i)
+        parts.push_back(i == team.me ? static_cast<std::byte*>(own.data) : gathered->data() + index(n * unit) * i);
+      reduce_parts(reduce, x.dtype, parts, static_cast<std::byte*>(out.data), n);
+      for (std::size_t i = 0; i < g; ++i) {
+        if (i == team.me) continue;
+        const auto [their_first, their_count] = share(y.size(), i, g);
+        send(next, team.ranks[i], channel_of(team), bytes_of(out));
+        receive(next, team.ranks[i], channel_of(team), bytes_of(slice(y, their_first, their_count)));
+      }
+    };
+    return start(work);
+  }
+
+  Ticket all_gather(const Team& team, const Tensor& x, const Tensor& y) override {
+    const std::size_t g = team.ranks.size();
+    Work& work = begin();
+    const Buffer own = bytes_of(x);
+    auto* all = static_cast<std::byte*>(y.data);
+    if (all + own.bytes * static_cast<std::int64_t>(team.me) != own.data)
+      std::memcpy(all + own.bytes * static_cast<std::int64_t>(team.me), own.data, index(own.bytes));
+    for (std::size_t i = 0; i < g; ++i) {
+      if (i == team.me) continue;
+      send(work, team.ranks[i], channel_of(team), own);
+      receive(work, team.ranks[i], channel_of(team), {all + own.bytes * static_cast<std::int64_t>(i), own.bytes});
+    }
+    return start(work);
+  }
+
+  Ticket reduce_scatter(const Team& team, const Tensor& x, const Tensor& y) override {
+    const std::size_t g = team.ranks.size();
+    const std::int64_t count = y.size(), bytes = count * size_of(x.dtype);
+    auto gathered = std::make_shared<std::vector<std::byte>>(index(bytes) * g);
+    Work& work = begin();
+    for (std::size_t i = 0; i < g; ++i) {
+      if (i == team.me) continue;
+      send(work, team.ranks[i], channel_of(team), bytes_of(slice(x, count * static_cast<std::int64_t>(i), count)));
+      receive(work, team.ranks[i], channel_of(team), {gathered->data() + index(bytes) * i, bytes});
+    }
+    work.then = [team, x, y, gathered, g, count, bytes](Work&) {
+      std::vector<const std::byte*> parts;
+      const Tensor own = slice(x, count * static_cast<std::int64_t>(team.me), count);
+      for (std::size_t i = 0; i < g; ++i)
+        parts.push_back(i == team.me ? static_cast<std::byte*>(own.data) : gathered->data() + index(bytes) * i);
+      reduce_parts(Reduce::Sum, x.dtype, parts, static_cast<std::byte*>(y.data), count);
+    };
+    return start(work);
+  }
+
+  Ticket all_to_all(const Team& team, const std::vector<Buffer>& sends, const std::vector<Buffer>& receives) override {
+    Work& work = begin();
+    for (std::size_t i = 0; i < team.ranks.size(); ++i) {
+      if (i == team.me) {
+        TY_CHECK(sends[i].bytes == receives[i].bytes, "a rank sends itself what it receives");
+        std::memmove(receives[i].data, sends[i].data, index(sends[i].bytes));
+        continue;
+      }
+      send(work, team.ranks[i], channel_of(team), sends[i]);
+      receive(work, team.ranks[i], channel_of(team), receives[i]);
+    }
+    return start(work);
+  }
+
+  Ticket transfer(const std::vector<Move>& moves) override {
+    Work& work = begin();
+    for (const Move& move : moves) {
+      if (move.send) {
+        send(work, move.peer, kStreamCount + move.key, move.buffer);
+      } else {
+        receive(work, move.peer, kStreamCount + move.key, move.buffer);
+      }
+    }
+    return start(work);
+  }
+
+  bool finished(Ticket ticket) override { return works_.count(ticket) == 0; }
+
+  Problems progress(int wait_ms) override {
+    bool moved = false;
+    for (std::size_t p = 0; p < peers_.size() && problems_.empty(); ++p) {
+      if (peers_[p].socket < 0 || (peers_[p].gone && peers_[p].out.empty())) continue;
+      moved |= push(peers_[p], p);
+      if (!peers_[p].gone) moved |= pull(peers_[p], p);
+    }
+    if (!moved && problems_.empty()) wait(wait_ms);
+    return problems_;
+  }
+
+  void abort() override {
+    const std::uint64_t one = 1;
+    if (write(abort_event_, &one, sizeof one) < 0) return;  // the counter is full: it has been asked for already
+  }
+
+ private:
+  // Something under way. When what it sends and receives is done, `then` may start its second half.
+  struct Work {
+    Ticket ticket = 0;
+    int left = 0;  // messages
+    std::function<void(Work&)> then;
+  };
+  struct Outgoing {
+    Header header;
+    const std::byte* data = nullptr;
+    std::int64_t sent = 0;  // of header and data together
+    Ticket ticket = 0;
+  };
+  struct Incoming {
+    Buffer buffer;
+    Ticket ticket = 0;
+  };
+  struct Peer {
+    int socket = -1;
+    bool gone = false;
+    std::deque<Outgoing> out;
+    std::map<std::int64_t, std::deque<Incoming>> expected;  // by channel
+    // Messages that came before anyone asked for them.
+    std::map<std::int64_t, std::deque<std::vector<std::byte>>> early;
+    // The message that is arriving.
+    Header header;
+    std::int64_t header_got = 0, got = 0;
+    std::byte* target = nullptr;
+    std::vector<std::byte> unexpected;
+  };
+
+  // --- starting
+
+  static std::int64_t channel_of(const Team& team) { return static_cast<std::int64_t>(team.stream); }
+
+  Work& begin() {
+    const Ticket ticket = next_ticket_++;
+    Work& work = works_[ticket];
+    work.ticket = ticket;
+    return work;
+  }
+
+  Ticket start(Work& work) {
+    const Ticket ticket = work.ticket;
+    settle(work);
+    return ticket;
+  }
+
+  void send(Work& work, std::int64_t peer, std::int64_t channel, const Buffer& buffer) {
+    ++work.left;
+    peers_[index(peer)].out.push_back({{channel, buffer.bytes}, buffer.data, 0, work.ticket});
+  }
+
+  void receive(Work& work, std::int64_t from, std::int64_t channel, const Buffer& buffer) {
+    Peer& peer = peers_[index(from)];
+    auto& early = peer.early[channel];
+    if (!early.empty()) {
+      if (!fits(from, static_cast<std::int64_t>(early.front().size()), buffer.bytes)) return;
+      std::copy(early.front().begin(), early.front().end(), buffer.data);
+      early.pop_front();
+      return;
+    }
+    if (peer.gone) return lost(index(from));
+    ++work.left;
+    peer.expected[channel].push_back({buffer, work.ticket});
+    // It may be arriving at this moment, into memory of its own: then it is handed over when it is whole.
+  }
+
+  // Goes on with work that has nothing left to move.
+  void settle(Work& work) {
+    while (work.left == 0) {
+      if (!work.then) {
+        works_.erase(work.ticket);
+        return;
+      }
+      const auto then = std::move(work.then);
+      work.then = nullptr;
+      then(work);
+    }
+  }
+
+  void message_done(Ticket ticket) {
+    const auto found = works_.find(ticket);
+    TY_CHECK(found != works_.end(), "a message belongs to work that is under way");
+    --found->second.left;
+    settle(found->second);
+  }
+
+  // --- moving
+
+  bool push(Peer& peer, std::size_t who) {
+    bool moved = false;
+    while (!peer.out.empty()) {
+      Outgoing& out = peer.out.front();
+      constexpr auto kHeader = static_cast<std::int64_t>(sizeof(Header));
+      const bool in_header = out.sent < kHeader;
+      const auto* from =
+          in_header ? reinterpret_cast<const std::byte*>(&out.header) + out.sent : out.data + (out.sent - kHeader);
+      const std::int64_t left = in_header ? kHeader - out.sent : out.header.bytes - (out.sent - kHeader);
+      if (left > 0) {
+        const ssize_t count = ::send(peer.socket, from, index(left), MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return moved;
+        if (count < 0) return lost(who), true;
+        out.sent += count;
+        moved = true;
+      }
+      if (out.sent < kHeader + out.header.bytes) continue;
+      const Ticket ticket = out.ticket;
+      peer.out.pop_front();
+      message_done(ticket);
+    }
+    return moved;
+  }
+
+  bool pull(Peer& peer, std::size_t who) {
+    bool moved = false;
+    while (problems_.empty()) {
+      constexpr auto kHeader = static_cast<std::int64_t>(sizeof(Header));
+      const bool in_header = peer.header_got < kHeader;
+      std::byte* to = in_header ? reinterpret_cast<std::byte*>(&peer.header) + peer.header_got : peer.target + peer.got;
+      const std::int64_t left = in_header ? kHeader - peer.header_got : peer.header.bytes - peer.got;
+      if (left > 0) {
+        const ssize_t count = ::recv(peer.socket, to, index(left), MSG_DONTWAIT);
+        if (count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return moved;
+        if (count <= 0) return gone(peer, who), true;
+        (in_header ? peer.header_got : peer.got) += count;
+        moved = true;
+      }
+      if (peer.header_got < kHeader) continue;
+      if (in_header && !accept(peer, who)) return true;
+      if (peer.got == peer.header.bytes) deliver(peer, who);
+    }
+    return moved;
+  }
+
+  // A header is there: decides where its message goes.
+  bool accept(Peer& peer, std::size_t who) {
+    if (peer.header.channel < 0 || peer.header.bytes < 0) return lost(who), false;
+    auto& expected = peer.expected[peer.header.channel];
+    peer.got = 0;
+    if (expected.empty()) {
+      peer.unexpected.resize(index(peer.header.bytes));
+      peer.target = peer.unexpected.data();
+      return true;
+    }
+    if (!fits(static_cast<std::int64_t>(who), peer.header.bytes, expected.front().buffer.bytes)) return false;
+    peer.unexpected.clear();
+    peer.target = expected.front().buffer.data;
+    return true;
+  }
+
+  void deliver(Peer& peer, std::size_t who) {
+    auto& expected = peer.expected[peer.header.channel];
+    const bool direct = !expected.empty() && peer.target == expected.front().buffer.data;
+    peer.header_got = 0;
+    if (!direct && expected.empty()) {
+      peer.early[peer.header.channel].push_back(std::move(peer.unexpected));
+      peer.unexpected.clear();
+      return;
+    }
+    if (!direct) {
+      if (!fits(static_cast<std::int64_t>(who), peer.header.bytes, expected.front().buffer.bytes)) return;
+      std::copy(peer.unexpected.begin(), peer.unexpected.end(), expected.front().buffer.data);
+      peer.unexpected.clear();
+    }
+    const Ticket ticket = expected.front().ticket;
+    expected.pop_front();
+    message_done(ticket);
+  }
+
+  void wait(int wait_ms) {
+    std::vector<pollfd> watched{{abort_event_, POLLIN, 0}};
+    for (const Peer& peer : peers_) {
+      if (peer.socket >= 0 && !peer.gone)
+        watched.push_back({peer.socket, static_cast<short>(POLLIN | (peer.out.empty() ? 0 : POLLOUT)), 0});
+    }
+    if (poll(watched.data(), watched.size(), wait_ms) > 0 && watched.front().revents != 0)
+      problems_.push_back(broken("the communicator was aborted"));
+  }
+
+  // --- what goes wrong
+
+  Problem broken(std::string what) const {
+    return {fmt::format("rank {}", rank_), "", "", std::move(what), "", ProblemKind::MissingCapability};
+  }
+  // A rank that has ended is missed only by those who still expect something of it.
+  void gone(Peer& peer, std::size_t who) {
+    peer.gone = true;
+    const bool expected = std::any_of(peer.expected.begin(), peer.expected.end(),
+                                      [](const auto& entry) { return !entry.second.empty(); });
+    if (expected || peer.header_got > 0 || !peer.out.empty()) lost(who);
+  }
+  void lost(std::size_t who) { problems_.push_back(broken(fmt::format("rank {} is gone", who))); }
+  bool fits(std::int64_t who, std::int64_t sent, std::int64_t wanted) {
+    if (sent == wanted) return true;
+    problems_.push_back(broken(fmt::format("rank {} sends {} bytes where {} are expected", who, sent, wanted)));
+    return false;
+  }
+
+  std::int64_t rank_;
+  std::vector<Peer> peers_;
+  int abort_event_ = -1;
+  std::map<Ticket, Work> works_;
+  Ticket next_ticket_ = 0;
+  Problems problems_;
+};
+
+}  // namespace
+
+std::unique_ptr<Communicator> mesh_communicator(std::int64_t rank, std::vector<int> sockets) {
+  return std::make_unique<MeshCommunicator>(rank, std::move(sockets));
+}
+
+Result<std::vector<std::vector<int>>> connect_mesh(std::int64_t ranks) {
+  std::vector<std::vector<int>> sockets(index(ranks), std::vector<int>(index(ranks), -1));
+  for (std::size_t a = 0; a < sockets.size(); ++a) {
+    for (std::size_t b = a + 1; b < sockets.size(); ++b) {
+      int ends[2];
+      if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) {
+        for (const auto& row : sockets) {
+          for (const int socket : row) {
+            if (socket >= 0) close(socket);
+          }
+        }
+        return Problem{"",
+                       "",
+                       "",
+                       fmt::format("no sockets for {} ranks: {}", ranks, std::strerror(errno)),
+                       "raise the limit of open files (ulimit -n)",
+                       ProblemKind::MissingCapability};
+      }
+      sockets[a][b] = ends[0];
+      sockets[b][a] = ends[1];
+    }
+  }
+  return sockets;
+}
+
+}  // namespace trainyard::exec

@@ -42,11 +42,12 @@ StepInterpreter::StepInterpreter(const StepProgram& program, std::int64_t rank, 
       stage_(program.stages[index(mesh_.coordinates(rank).pp)]),
       kernels_(kernels),
       communicator_(communicator) {
-  const std::size_t bytes = (index(stage_.arena_bytes) + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
-  arena_.reset(static_cast<std::byte*>(std::aligned_alloc(kArenaAlignment, bytes)));
-  TY_CHECK(arena_ != nullptr, "the arena fits the machine: memory is checked before ranks start");
+  void* memory = nullptr;
+  const int failed = posix_memalign(&memory, kArenaAlignment, index(std::max<std::int64_t>(stage_.arena_bytes, 1)));
+  TY_CHECK(failed == 0, "the arena fits the machine: memory is checked before ranks start");
+  arena_.reset(static_cast<std::byte*>(memory));
   // What nobody has written is not a number, and no valid index.
-  std::memset(arena_.get(), 0xff, bytes);
+  std::memset(arena_.get(), 0xff, index(stage_.arena_bytes));
   std::int64_t ops = 0;
   for (std::size_t i = 0; i < stage_.items.size(); ++i) {
     const Item& item = stage_.items[i];

@@ -148,7 +148,7 @@ int export_run(const ExportOptions& options, const Context& context) {
   };
   const Problems problems = options.target == "-" ? write(std::cout) : write_whole(options.target, write);
   if (!problems.empty()) return fail(problems, context);
-  if (!context.quiet) {
+  if (!context.quiet && context.progress == "auto") {
     std::cerr << fmt::format("{} slices on {} tracks{}\n", format_count(counts.slices), format_count(counts.tracks),
                              options.target == "-" ? "" : "; open " + options.target + " at https://ui.perfetto.dev");
   }

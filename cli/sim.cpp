@@ -180,6 +180,7 @@ class Recorder {
 
   Problems begin(store::RunKind kind, const std::string& name) {
     if (options_.no_store) return {};
+    started_ = std::chrono::steady_clock::now();
     Result<store::RunWriter> opened = store::RunWriter::open(file_, new_run(job_, options_, kind, name));
     if (!opened) return opened.problems();
     writer_.emplace(std::move(opened).value());
@@ -216,7 +217,7 @@ class Recorder {
   const Job& job_;
   const Options& options_;
   std::string file_;
-  std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
+  std::chrono::steady_clock::time_point started_;  // the run that is being recorded
   std::optional<store::RunWriter> writer_;
 };
 
@@ -293,13 +294,14 @@ void announce(const Job& job, const Context& context) {
 }
 
 // In a scenario of one step, faults that strike when it is over.
-void note_faults_that_came_late(const Job& job, const StepResult& step) {
+void note_faults_that_came_late(const Job& job, const StepResult& step, bool as_json) {
   if (job.scenario.duration_s > 0) return;
   for (std::size_t i = 0; i < job.scenario.faults.injected.size(); ++i) {
     const double at_s = job.scenario.faults.injected[i].at_s;
     if (at_s < step.time_s) continue;
-    std::cerr << fmt::format("note: $.faults.injected[{}] strikes at {:g} s, and the step is over at {:g} s\n", i, at_s,
-                             step.time_s);
+    const std::string note =
+        fmt::format("$.faults.injected[{}] strikes at {:g} s, and the step is over at {:g} s", i, at_s, step.time_s);
+    std::cerr << (as_json ? nlohmann::json{{"note", note}}.dump() : "note: " + note) + "\n";
   }
 }
 
@@ -317,7 +319,7 @@ int run_scenario(const Options& options, const Context& context) {
   Result<Simulated> result = simulate(job, options, recorder, context.quiet ? "none" : context.progress);
   if (!result) return fail(result.problems(), context);
   Simulated simulated = std::move(result).value();
-  if (!context.quiet) note_faults_that_came_late(job, simulated.step);
+  if (!context.quiet) note_faults_that_came_late(job, simulated.step, context.progress == "ndjson");
   simulated.wall_s = seconds_since(start);
   simulated.peak_rss_bytes = peak_rss_bytes();
   const nlohmann::ordered_json report = make_report(job, simulated);

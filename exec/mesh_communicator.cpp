@@ -14,6 +14,7 @@
 #include <functional>
 #include <map>
 
+#include "models/base/bf16.h"
 #include "models/base/check.h"
 
 namespace trainyard::exec {
@@ -36,19 +37,6 @@ std::pair<std::int64_t, std::int64_t> share(std::int64_t n, std::size_t i, std::
   const auto members = static_cast<std::int64_t>(g), at = static_cast<std::int64_t>(i);
   const std::int64_t block = (n + members - 1) / members, first = std::min(n, at * block);
   return {first, std::min(n, first + block) - first};
-}
-
-float bf16_to_float(std::uint16_t value) {
-  const std::uint32_t bits = static_cast<std::uint32_t>(value) << 16;
-  float out = 0;
-  std::memcpy(&out, &bits, sizeof out);
-  return out;
-}
-std::uint16_t float_to_bf16(float value) {
-  std::uint32_t bits = 0;
-  std::memcpy(&bits, &value, sizeof bits);
-  if ((bits & 0x7fffffffU) > 0x7f800000U) return static_cast<std::uint16_t>((bits >> 16) | 0x40U);
-  return static_cast<std::uint16_t>((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
 }
 
 template <class T, class Acc, class Load, class Store>

@@ -7,7 +7,7 @@
 // unless a function says so. Whoever calls has checked shapes; contents (indices, counts) are checked here and end the
 // process when they are wrong, because they can only be wrong through a bug.
 //
-// Determinism. Every function gives the same bits for the same operands and the same number of threads. Sums over rows
+// Determinism. Every function gives the same bits for the same operands and instruction set. Sums over rows
 // (weight gradients, norms) run in row order.
 #pragma once
 
@@ -203,7 +203,7 @@ class Kernels {
   virtual std::uint64_t hash(const Tensor& x) = 0;
 };
 
-/// With Eigen, on this many threads.
-std::unique_ptr<Kernels> cpu_kernels(int threads = 1);
+/// With Eigen, on the calling thread.
+std::unique_ptr<Kernels> cpu_kernels();
 
 }  // namespace trainyard::kernels

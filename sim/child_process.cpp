@@ -1,9 +1,9 @@
 #include "sim/child_process.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -33,10 +33,10 @@ Problem environment(std::string what, std::string fix) {
 enum class Kind : std::uint8_t { Result, Question, Answer };
 constexpr std::size_t kHeader = 1 + sizeof(std::uint64_t);
 
-/// False when the other end is gone.
+/// False when the other end is gone; never a SIGPIPE, so that the parent lives to say so.
 bool write_all(int fd, const std::uint8_t* bytes, std::size_t count) {
   while (count > 0) {
-    const ssize_t written = write(fd, bytes, count);
+    const ssize_t written = ::send(fd, bytes, count, MSG_NOSIGNAL);
     if (written < 0 && errno == EINTR) continue;
     if (written <= 0) return false;
     bytes += written;
@@ -45,7 +45,7 @@ bool write_all(int fd, const std::uint8_t* bytes, std::size_t count) {
   return true;
 }
 
-bool send(int fd, Kind kind, const Bytes& bytes) {
+bool send_message(int fd, Kind kind, const Bytes& bytes) {
   std::uint8_t header[kHeader];
   header[0] = static_cast<std::uint8_t>(kind);
   const std::uint64_t length = bytes.size();
@@ -76,7 +76,7 @@ bool read_more(int fd, Bytes& arrived) {
 struct Child {
   std::size_t index = 0;
   pid_t pid = 0;
-  int from = -1, to = -1;
+  int socket = -1;
   Bytes arrived;
   std::optional<Bytes> result;
 };
@@ -104,34 +104,23 @@ class Children {
 
  private:
   void start(std::size_t index) {
-    int up[2], down[2];
-    if (pipe2(up, O_CLOEXEC) != 0) return cannot_start();
-    if (pipe2(down, O_CLOEXEC) != 0) {
-      close(up[0]);
-      close(up[1]);
-      return cannot_start();
-    }
+    int ends[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) return cannot_start();
     std::fflush(nullptr);
     const pid_t parent = getpid(), pid = fork();
     if (pid == 0) {
-      close(up[0]);
-      close(down[1]);
+      close(ends[0]);
       // Another child's end must not keep it waiting for an answer from a parent that is gone.
-      for (const Child& child : running_) {
-        close(child.from);
-        close(child.to);
-      }
-      be_child(parent, index, down[0], up[1]);
+      for (const Child& child : running_) close(child.socket);
+      be_child(parent, index, ends[1]);
     }
-    close(up[1]);
-    close(down[0]);
+    if (pid < 0) cannot_start();
+    close(ends[1]);
     if (pid < 0) {
-      cannot_start();
-      close(up[0]);
-      close(down[1]);
+      close(ends[0]);
       return;
     }
-    running_.push_back({index, pid, up[0], down[1], {}, {}});
+    running_.push_back({index, pid, ends[0], {}, {}});
   }
 
   void cannot_start() {
@@ -139,7 +128,7 @@ class Children {
                                     "free memory or processes, or simulate fewer runs at a time"));
   }
 
-  [[noreturn]] void be_child(pid_t parent, std::size_t index, int from, int to) {
+  [[noreturn]] void be_child(pid_t parent, std::size_t index, int socket) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);   // no orphans when the parent is killed
     if (getppid() != parent) _exit(1);  // it was, in between
     // An orderly end is the parent's to make.
@@ -147,19 +136,19 @@ class Children {
     std::signal(SIGTERM, SIG_DFL);
     Bytes arrived;
     const Ask ask = [&](const Bytes& question) {
-      if (!send(to, Kind::Question, question)) _exit(1);
+      if (!send_message(socket, Kind::Question, question)) _exit(1);
       while (true) {
         if (auto message = take_message(arrived)) return std::move(message->second);
-        if (!read_more(from, arrived)) _exit(1);
+        if (!read_more(socket, arrived)) _exit(1);
       }
     };
     // No destructors of the parent's objects, and no second flush of its buffers.
-    _exit(send(to, Kind::Result, work_.work(index, ask)) ? 0 : 1);
+    _exit(send_message(socket, Kind::Result, work_.work(index, ask)) ? 0 : 1);
   }
 
   void read_some() {
     std::vector<pollfd> waiting;
-    for (const Child& child : running_) waiting.push_back({child.from, POLLIN, 0});
+    for (const Child& child : running_) waiting.push_back({child.socket, POLLIN, 0});
     const int ready = poll(waiting.data(), waiting.size(), kWait_ms);
     if (work_.on_wait) work_.on_wait();
     if (ready <= 0) return;
@@ -173,20 +162,19 @@ class Children {
 
   /// Reads, answers; false when the child has ended.
   bool go_on(Child& child) {
-    const bool alive = read_more(child.from, child.arrived);
+    const bool alive = read_more(child.socket, child.arrived);
     while (auto message = take_message(child.arrived)) {
       if (message->first == Kind::Result) {
         child.result = std::move(message->second);
       } else if (!stop_requested()) {
-        send(child.to, Kind::Answer, work_.answer(child.index, message->second));
+        send_message(child.socket, Kind::Answer, work_.answer(child.index, message->second));
       }
     }
     return alive;
   }
 
   void finish(const Child& child) {
-    close(child.from);
-    close(child.to);
+    close(child.socket);
     int status = 0;
     while (waitpid(child.pid, &status, 0) < 0 && errno == EINTR) {
     }
@@ -203,8 +191,7 @@ class Children {
 
   static void abandon(const Child& child) {
     kill(child.pid, SIGKILL);
-    close(child.from);
-    close(child.to);
+    close(child.socket);
     while (waitpid(child.pid, nullptr, 0) < 0 && errno == EINTR) {
     }
   }

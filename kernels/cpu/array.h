@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/kernels.h"
+#include "models/base/bf16.h"
 #include "models/base/check.h"
 
 namespace trainyard::kernels::cpu {
@@ -47,20 +48,6 @@ class Scratch {
   std::size_t used_ = 0;
 };
 
-inline float to_float(std::uint16_t bf16) {
-  const std::uint32_t bits = static_cast<std::uint32_t>(bf16) << 16;
-  float value = 0;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-/// To the nearest, ties to even; NaN stays NaN.
-inline std::uint16_t to_bf16(float value) {
-  std::uint32_t bits = 0;
-  std::memcpy(&bits, &value, sizeof bits);
-  if ((bits & 0x7fffffffU) > 0x7f800000U) return static_cast<std::uint16_t>((bits >> 16) | 0x40U);
-  return static_cast<std::uint16_t>((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
-}
-
 template <class Acc>
 inline constexpr Dtype kDtypeOf = Dtype::F32;
 template <>
@@ -89,7 +76,7 @@ class In {
     TY_CHECK(x.dtype == Dtype::Bf16, "operands of one op are of one precision");
     Acc* copy = scratch.take<Acc>(x.size());
     const auto* from = static_cast<const std::uint16_t*>(x.data);
-    for (Int i = 0; i < x.size(); ++i) copy[i] = static_cast<Acc>(to_float(from[i]));
+    for (Int i = 0; i < x.size(); ++i) copy[i] = static_cast<Acc>(bf16_to_float(from[i]));
     data_ = copy;
   }
   [[nodiscard]] const Acc* data() const { return data_; }
@@ -115,12 +102,12 @@ class Out {
     converted_ = true;
     if (!keep) return;
     const auto* from = static_cast<const std::uint16_t*>(x.data);
-    for (Int i = 0; i < x.size(); ++i) data_[i] = static_cast<Acc>(to_float(from[i]));
+    for (Int i = 0; i < x.size(); ++i) data_[i] = static_cast<Acc>(bf16_to_float(from[i]));
   }
   ~Out() {
     if (!converted_) return;
     auto* to = static_cast<std::uint16_t*>(tensor_.data);
-    for (Int i = 0; i < tensor_.size(); ++i) to[i] = to_bf16(static_cast<float>(data_[i]));
+    for (Int i = 0; i < tensor_.size(); ++i) to[i] = float_to_bf16(static_cast<float>(data_[i]));
   }
   Out(const Out&) = delete;
   Out& operator=(const Out&) = delete;

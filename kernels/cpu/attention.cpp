@@ -6,20 +6,13 @@
 #include <vector>
 
 #include "kernels/cpu/cpu_kernels.h"
+#include "models/base/context_position.h"
 
 namespace trainyard::kernels::cpu {
 
 namespace {
 
 constexpr Int kQueryBlock = 64;
-
-// Global position of local position t on context rank r: the sequence is cut in 2*cp slices, and rank r holds slices r
-// and 2*cp-1-r.
-Int context_position(Int cp, Int r, Int length, Int t) {
-  if (cp == 1) return t;
-  const Int slice = length / (2 * cp);
-  return t < slice ? r * slice + t : (2 * cp - 1 - r) * slice + (t - slice);
-}
 
 // Keys [first, first + count) of one cp block, in columns [column, column + count) of the scores.
 struct KeySpan {

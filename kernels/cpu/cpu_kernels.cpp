@@ -4,14 +4,13 @@ namespace trainyard::kernels {
 
 namespace cpu {
 
-CpuKernels::CpuKernels(int threads) : threads_(threads) {
+CpuKernels::CpuKernels() {
   // Eigen blocks its products by the caches that it finds; the same everywhere gives the same sums everywhere.
   Eigen::setCpuCacheSizes(32 << 10, 512 << 10, 8 << 20);
-  Eigen::setNbThreads(threads_);
 }
 
 }  // namespace cpu
 
-std::unique_ptr<Kernels> cpu_kernels(int threads) { return std::make_unique<cpu::CpuKernels>(threads); }
+std::unique_ptr<Kernels> cpu_kernels() { return std::make_unique<cpu::CpuKernels>(); }
 
 }  // namespace trainyard::kernels

@@ -8,7 +8,7 @@ namespace trainyard::kernels::cpu {
 
 class CpuKernels final : public Kernels {
  public:
-  explicit CpuKernels(int threads);
+  CpuKernels();
 
   // embedding.cpp
   void embedding(const Tensor& tokens, const Tensor& table, double scale, std::int64_t first_row,
@@ -80,7 +80,6 @@ class CpuKernels final : public Kernels {
 
  private:
   Scratch scratch_;
-  int threads_ = 1;
 };
 
 }  // namespace trainyard::kernels::cpu

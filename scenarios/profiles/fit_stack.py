@@ -50,16 +50,13 @@ HELD_OUT = [
     ("MPT 7B", mpt(32, 4096, 32), 256, 2048, 6, 1, 10119, 1, 1),
     ("MPT 13B", mpt(40, 5120, 40), 8, 2048, 2, 1, 4792, 1, 1),
     ("MPT 13B", mpt(40, 5120, 40), 64, 2048, 2, 1, 4800, 1, 1),
-    ("MPT 30B", mpt(48, 7168, 56), 256, 2048, 8, 1, None, 40.89, 54.52),
-    ("MPT 70B", mpt(80, 8192, 64), 256, 2048, 8, 1, None, 42.42, 56.56),
+    ("MPT 30B", mpt(48, 7168, 56), 256, 2048, 8, 1, 2148, 40.89, 54.52),
+    ("MPT 70B", mpt(80, 8192, 64), 256, 2048, 8, 1, 1035, 42.42, 56.56),
 ]
-# Of the rows that the README gives in seconds' precision only.
-STEP_SECONDS = {("MPT 30B", 256): 7.62756, ("MPT 70B", 256): 15.83}
-
 
 def measured_seconds(row):
-    name, _, gpus, length, micro_batch, count, rate, _, _ = row
-    return STEP_SECONDS[name, gpus] if rate is None else length * micro_batch * count / rate
+    _, _, _, length, micro_batch, count, rate, _, _ = row
+    return length * micro_batch * count / rate
 
 
 def constant(value, unit, source, date=DATE):

@@ -39,7 +39,7 @@ int doctor(const Context& context) {
       {"store", store},
       {"store_writable", writable_folder_of(store)},
       {"simulator", true},
-      {"execution_backend", "not part of this version"},
+      {"execution_backend", "processors; GPUs are not part of this version"},
       {"nvidia_driver", driver ? "found" : "not found"},
       {"gui", "not part of this version"},
   };

@@ -27,6 +27,7 @@ const char* to_string(ProblemKind kind) {
     case ProblemKind::Input: return "invalid_input";
     case ProblemKind::Infeasible: return "infeasible";
     case ProblemKind::MissingCapability: return "missing_capability";
+    case ProblemKind::Failed: return "failed";
     case ProblemKind::Stopped: return "interrupted";
   }
   return "internal";
@@ -37,6 +38,7 @@ int exit_code(ProblemKind kind) {
     case ProblemKind::Input: return kInvalidInput;
     case ProblemKind::Infeasible: return kInfeasible;
     case ProblemKind::MissingCapability: return kMissingCapability;
+    case ProblemKind::Failed: return kNotRecovered;
     case ProblemKind::Stopped: return kInterrupted;
   }
   return kInternal;
@@ -124,6 +126,7 @@ int run(int argc, char** argv) {
   CLI::App app{
       "Rehearse a large training run before anyone pays for it.\n\nExamples:\n"
       "  trainyard sim run scenarios/01-grok1-100k-week.json\n"
+      "  trainyard exec run scenarios/tiny/train-llama.json\n"
       "  trainyard plan check scenarios/02-llama3-405b-54-days.json\n"
       "  trainyard run list"};
   app.name("trainyard");
@@ -138,6 +141,7 @@ int run(int argc, char** argv) {
   add_plan(app, context);
   add_program(app, context);
   add_sim(app, context);
+  add_exec(app, context);
   add_run(app, context);
   add_doctor(app, context);
   add_completion(app, context);

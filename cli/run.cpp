@@ -13,6 +13,7 @@
 #include "cli/interrupt.h"
 #include "cli/report.h"
 #include "cli/terminal.h"
+#include "cli/training_report.h"
 #include "models/base/stop.h"
 #include "models/base/units.h"
 #include "store/chrome_trace.h"
@@ -85,7 +86,9 @@ int show_run(const std::string& selector, const Context& context) {
   std::cout << fmt::format("run {}: {} ({}), {}; {} events, {} recoveries committed\n\n", run.id, run.name,
                            to_string(run.kind), to_string(run.status), events.value().size(),
                            recoveries.value().size());
-  if (!run.report_json.empty()) std::cout << report_text(json::parse(run.report_json));
+  if (run.report_json.empty()) return kOk;
+  const json report = json::parse(run.report_json);
+  std::cout << (run.kind == store::RunKind::Exec ? training_text(report) : report_text(report));
   return kOk;
 }
 

@@ -145,8 +145,13 @@ void store_step(store::RunWriter& writer, const Job& job, const StepResult& step
     store::Slice row;
     row.class_id = slice.rank_class;
     row.stream = static_cast<std::int64_t>(slice.stream);
-    row.label = label_of(job.program, step, slice);
-    row.category = slice.stream == Stream::Compute ? "compute" : "communication";
+    const StageProgram& stage =
+        job.program.stages[static_cast<std::size_t>(step.classes[static_cast<std::size_t>(slice.rank_class)].stage)];
+    row.label = label_of(job.program, stage, slice.item, slice.op);
+    const Item& item = stage.items[static_cast<std::size_t>(slice.item)];
+    const bool transfers = slice.op < 0;
+    row.category =
+        to_string(transfers ? OpKind::SendRecv : job.program.block(item).ops[static_cast<std::size_t>(slice.op)].kind);
     row.start_ns = slice.start_ns;
     row.end_ns = slice.end_ns;
     writer.add_slice(row);

@@ -11,6 +11,42 @@
 
 namespace trainyard::cli {
 
+std::string curve(const std::vector<double>& values, std::int64_t first_x, const std::string& name) {
+  constexpr std::size_t kWidth = 64, kHeight = 8;
+  std::vector<double> columns;
+  const std::size_t width = std::min(kWidth, values.size());
+  for (std::size_t c = 0; c < width; ++c) {
+    const std::size_t begin = c * values.size() / width, end = (c + 1) * values.size() / width;
+    double sum = 0;
+    for (std::size_t i = begin; i < end; ++i) sum += values[i];
+    columns.push_back(sum / static_cast<double>(end - begin));
+  }
+  std::vector<double> finite;
+  for (const double value : columns) {
+    if (std::isfinite(value)) finite.push_back(value);
+  }
+  if (finite.size() < 2) return "";
+  const double low = *std::min_element(finite.begin(), finite.end());
+  const double high = std::max(*std::max_element(finite.begin(), finite.end()), low + 1e-9);
+  std::vector<std::string> rows(kHeight);
+  for (std::size_t r = 0; r < kHeight; ++r) {
+    const bool ends = r == 0 || r + 1 == kHeight;
+    rows[r] = fmt::format("  {:>10} |", !ends ? "" : fmt::format("{:.4g}", r == 0 ? high : low));
+    for (const double value : columns) {
+      const double at = (high - value) / (high - low) * static_cast<double>(kHeight - 1);
+      const bool here = std::isfinite(value) && static_cast<std::size_t>(std::llround(at)) == r;
+      rows[r] += here ? (unicode() ? "\u2022" : "*") : " ";
+    }
+  }
+  std::string out;
+  for (const std::string& row : rows) out += row.substr(0, row.find_last_not_of(' ') + 1) + "\n";
+  const std::string last = std::to_string(first_x + static_cast<std::int64_t>(values.size()) - 1);
+  out += fmt::format("  {:>10} +{}\n", name, std::string(width, '-'));
+  out += fmt::format("  {:>10}  {:<{}}{}\n\n", "", first_x, std::max<std::size_t>(width, last.size() + 8) - last.size(),
+                     last);
+  return out;
+}
+
 bool unicode() {
   for (const char* name : {"LC_ALL", "LC_CTYPE", "LANG"}) {
     const char* value = std::getenv(name);

@@ -19,6 +19,9 @@ std::string stacked_bar(const std::vector<double>& shares, int width);
 /// The mark that stacked_bar uses for its i-th share.
 std::string mark(std::size_t i);
 
+/// Values as a curve, with the range of both axes; each column shows the mean of its values. Empty for fewer than two.
+std::string curve(const std::vector<double>& values, std::int64_t first_x, const std::string& name);
+
 /// True when the locale says UTF-8.
 bool unicode();
 

@@ -174,8 +174,9 @@ class Call {
 
   void adamw() const {
     const OptimizerSpec& spec = place_.program->plan.optimizer;
-    const kernels::Adam adam{spec.learning_rate, spec.beta1,     spec.beta2,     spec.eps,
-                             spec.weight_decay,  spec.clip_grad, place_.step + 1};
+    const double rate = learning_rate(spec, place_.step);
+    const kernels::Adam adam{rate,           spec.beta1,     spec.beta2, spec.eps, spec.weight_decay,
+                             spec.clip_grad, place_.step + 1};
     kernels_.adamw(adam, share_of(in_[0]), in_[1], ranges([](const Param&) { return true; }), share_of(out_[0]),
                    out_[1], out_[2], out_[3]);
   }

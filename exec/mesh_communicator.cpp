@@ -376,7 +376,7 @@ class MeshCommunicator final : public Communicator {
   // --- what goes wrong
 
   Problem broken(std::string what) const {
-    return {fmt::format("rank {}", rank_), "", "", std::move(what), "", ProblemKind::MissingCapability};
+    return {fmt::format("rank {}", rank_), "", "", std::move(what), "", ProblemKind::Failed};
   }
   // A rank that has ended is missed only by those who still expect something of it.
   void gone(Peer& peer, std::size_t who) {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -23,6 +24,8 @@ constexpr int kWait_ms = 1000;
 constexpr Communicator::Ticket kNone = -1;
 
 std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
+
+std::int64_t now_ns() { return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 // Rows [first, first + count) of a matrix.
 Buffer rows_of(const Operand& x, std::int64_t first, std::int64_t count) {
@@ -87,6 +90,8 @@ Result<StepOutcome> StepInterpreter::step(const Samples& samples) {
   for (std::size_t i = 0; i < item_left_.size(); ++i)
     item_left_[i] = static_cast<std::int32_t>(first_[i + 1] - first_[i]);
   for (StreamState& stream : streams_) stream.head = 0;
+  times_.clear();
+  times_.reserve(complete_.size());
   fill_batch(samples);
   // Communication first: it goes on while kernels run. Then one kernel, and again.
   while (problems_.empty()) {
@@ -114,14 +119,17 @@ void StepInterpreter::fill_batch(const Samples& samples) {
     if (frame.role != Role::Batch) continue;
     std::byte* base = arena_.get() + frame.offset_bytes;
     const auto field = [&](std::int64_t k) { return reinterpret_cast<std::int32_t*>(base + k * stride); };
-    for (std::int64_t row = 0; row < rows; ++row) {
-      const std::int64_t sample = sample_index(plan, where.dp, frame.micro_batch, row / local);
-      const std::int64_t position = context_position(plan.cp, where.cp, plan.sequence_length, row % local);
+    for (std::int64_t i = 0; i < plan.micro_batch; ++i) {
+      const std::int64_t sample = sample_index(plan, where.dp, frame.micro_batch, i);
       const std::int32_t* tokens = samples(sample);
-      field(0)[row] = tokens[position];
-      field(1)[row] = tokens[position + 1];
-      field(2)[row] = static_cast<std::int32_t>(position);
-      field(3)[row] = static_cast<std::int32_t>(sample);
+      for (std::int64_t t = 0; t < local; ++t) {
+        const std::int64_t row = i * local + t;
+        const std::int64_t position = context_position(plan.cp, where.cp, plan.sequence_length, t);
+        field(0)[row] = tokens[position];
+        field(1)[row] = tokens[position + 1];
+        field(2)[row] = static_cast<std::int32_t>(position);
+        field(3)[row] = static_cast<std::int32_t>(sample);
+      }
     }
   }
 }
@@ -161,6 +169,7 @@ bool StepInterpreter::advance(std::size_t stream_index) {
 
 void StepInterpreter::launch(StreamState& stream, const Launch& launch) {
   const Item& item = stage_.items[index(launch.item)];
+  stream.begin_ns = now_ns();
   if (item.block < 0) {
     stream.ticket = transfer(item);
     return;
@@ -177,6 +186,7 @@ void StepInterpreter::launch(StreamState& stream, const Launch& launch) {
 
 void StepInterpreter::complete(StreamState& stream) {
   const Launch& done = stream.queue[stream.head++];
+  times_.push_back({done.item, done.op, stream.begin_ns, now_ns()});
   complete_[index(first_[index(done.item)] + done.op)] = 1;
   --item_left_[index(done.item)];
   stream.ticket = kNone;

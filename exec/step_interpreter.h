@@ -20,6 +20,14 @@ struct StepOutcome {
   double grad_norm = 0;
 };
 
+/// When an op of the last step ran, on the machine's monotonic clock. Communication runs from its start here, before
+/// others may have come to it.
+struct OpTime {
+  std::int32_t item = 0;
+  OpId op = 0;
+  std::int64_t begin_ns = 0, end_ns = 0;
+};
+
 class StepInterpreter {
  public:
   /// The program and both helpers outlive it. Allocates the arena of the rank's stage.
@@ -35,10 +43,15 @@ class StepInterpreter {
   /// The first element, in the bucket, of this rank's share of optimizer state.
   [[nodiscard]] std::int64_t share_begin(const Bucket& bucket) const;
 
+  [[nodiscard]] const StepProgram& program() const { return program_; }
   [[nodiscard]] const Mesh& mesh() const { return mesh_; }
   [[nodiscard]] const StageProgram& stage() const { return stage_; }
   [[nodiscard]] std::int64_t rank() const { return rank_; }
   [[nodiscard]] std::int64_t steps() const { return steps_; }
+  /// When a run goes on from an earlier one.
+  void set_steps(std::int64_t steps) { steps_ = steps; }
+  /// Of the last step, in launch order of each stream.
+  [[nodiscard]] const std::vector<OpTime>& times() const { return times_; }
 
  private:
   struct Launch {
@@ -50,6 +63,7 @@ class StepInterpreter {
     std::vector<Launch> queue;
     std::size_t head = 0;
     Communicator::Ticket ticket = -1;
+    std::int64_t begin_ns = 0;  // of what was launched last
   };
 
   void fill_batch(const Samples& samples);
@@ -82,6 +96,7 @@ class StepInterpreter {
   std::vector<char> complete_;           // by op
   std::vector<std::int32_t> item_left_;  // by item: ops that have not completed
   std::array<std::array<Team, kStreamCount>, kGroupCount> teams_;
+  std::vector<OpTime> times_;
   std::int64_t steps_ = 0;
   Problems problems_;
 };

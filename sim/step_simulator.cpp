@@ -16,12 +16,6 @@
 
 namespace trainyard {
 
-namespace {
-
-std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
-
-}  // namespace
-
 const char* to_string(StepPart part) {
   static constexpr const char* kNames[] = {"gemm",       "attention",  "memory_bound", "host_sync",
                                            "optimizer",  "exposed_tp", "exposed_cp",   "exposed_ep",
@@ -158,18 +152,6 @@ Result<StepResult> simulate_step(const StepProgram& program, const ClusterSpec& 
   work.on_wait = options.on_wait;
   if (const Problems problems = in_children(work); !problems.empty()) return problems;
   return from_bytes(bytes);
-}
-
-std::string label_of(const StepProgram& program, const StepResult& result, const Slice& slice) {
-  const StageProgram& stage = program.stages[index(result.classes[index(slice.rank_class)].stage)];
-  const Item& item = stage.items[index(slice.item)];
-  if (slice.op >= 0) return program.block(item).ops[index(slice.op)].label;
-  std::string text;
-  for (const Transfer& move : item.transfers) {
-    text += fmt::format("{}{} {} {}", text.empty() ? "" : ", ", move.send ? "send" : "receive",
-                        move.backward ? "gradient" : "activation", move.micro_batch);
-  }
-  return text;
 }
 
 }  // namespace trainyard

@@ -92,7 +92,4 @@ Result<StepResult> simulate_step(const StepProgram& program, const ClusterSpec& 
 Result<StepResult> simulate_step_here(const StepProgram& program, const ClusterSpec& cluster, const CostModel& cost,
                                       const StepOptions& options = {});
 
-/// "layer0.attn.qkv" or "send activation 3": what a slice shows.
-std::string label_of(const StepProgram& program, const StepResult& result, const Slice& slice);
-
 }  // namespace trainyard

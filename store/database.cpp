@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <sqlite3.h>
+#include <limits>
 
 #include <utility>
 
@@ -120,6 +121,11 @@ std::optional<std::int64_t> Statement::optional_integer(int column) const {
   return integer(column);
 }
 
+double Statement::real(int column) const {
+  if (sqlite3_column_type(statement_, column) == SQLITE_NULL) return std::numeric_limits<double>::quiet_NaN();
+  return sqlite3_column_double(statement_, column);
+}
+
 std::string Statement::text(int column) const {
   const auto* text = reinterpret_cast<const char*>(sqlite3_column_text(statement_, column));
   return text == nullptr ? std::string()
@@ -128,6 +134,10 @@ std::string Statement::text(int column) const {
 
 void Statement::bind(int index, std::int64_t value) {
   if (statement_ != nullptr) connection_->keep(sqlite3_bind_int64(statement_, index, value));
+}
+
+void Statement::bind(int index, double value) {
+  if (statement_ != nullptr) connection_->keep(sqlite3_bind_double(statement_, index, value));
 }
 
 void Statement::bind(int index, const std::optional<std::int64_t>& value) {

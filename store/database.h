@@ -20,7 +20,7 @@ namespace trainyard::store {
 /// "TrYd": marks our files, also for file(1).
 constexpr std::int32_t kApplicationId = 0x54725964;
 /// Raised with every change of schema.sql.
-constexpr std::int32_t kSchemaVersion = 1;
+constexpr std::int32_t kSchemaVersion = 2;
 
 /// The text of store/schema.sql (embedded at build time).
 const char* schema_text();
@@ -51,6 +51,7 @@ class Statement {
 
   [[nodiscard]] std::int64_t integer(int column) const;
   [[nodiscard]] std::optional<std::int64_t> optional_integer(int column) const;
+  [[nodiscard]] double real(int column) const;       // NULL reads as not a number
   [[nodiscard]] std::string text(int column) const;  // NULL reads as ""
 
   /// Ends an execution before its last row, and with it its hold on the database.
@@ -59,6 +60,7 @@ class Statement {
  private:
   void bind(int index, std::int64_t value);
   void bind(int index, const std::optional<std::int64_t>& value);
+  void bind(int index, double value);
   void bind(int index, std::string_view value);
   void bind(int index, const std::string& value) { bind(index, std::string_view(value)); }
   void bind(int index, const char* value) { bind(index, std::string_view(value)); }

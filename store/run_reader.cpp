@@ -209,4 +209,14 @@ Result<std::vector<GoodputBand>> RunReader::bands(std::int64_t run_id) {
   return bands;
 }
 
+Result<std::vector<TrainingStep>> RunReader::training_steps(std::int64_t run_id) {
+  Statement rows = database_.prepare(
+      "SELECT step, loss, grad_norm, start_ns, end_ns FROM training_steps WHERE run_id = ? ORDER BY step");
+  rows.with(run_id);
+  std::vector<TrainingStep> steps;
+  while (rows.next()) steps.push_back({rows.integer(0), rows.real(1), rows.real(2), rows.integer(3), rows.integer(4)});
+  if (database_.failed()) return database_.problems();
+  return steps;
+}
+
 }  // namespace trainyard::store

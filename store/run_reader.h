@@ -33,6 +33,8 @@ class RunReader {
   Result<std::vector<RunEvent>> events(std::int64_t run_id);
   Result<std::vector<Recovery>> recoveries(std::int64_t run_id);
   Result<std::vector<GoodputBand>> bands(std::int64_t run_id);
+  /// Of an Exec run.
+  Result<std::vector<TrainingStep>> training_steps(std::int64_t run_id);
 
   [[nodiscard]] const std::string& file() const { return file_; }
 

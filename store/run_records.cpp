@@ -6,7 +6,7 @@ namespace trainyard::store {
 
 namespace {
 
-constexpr std::array<const char*, 2> kKindNames = {"step", "run"};
+constexpr std::array<const char*, 3> kKindNames = {"step", "run", "exec"};
 constexpr std::array<const char*, 4> kStatusNames = {"running", "finished", "interrupted", "failed"};
 
 template <class Enum, std::size_t N>

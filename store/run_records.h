@@ -12,8 +12,8 @@
 
 namespace trainyard::store {
 
-/// A Step run simulates one training step; a Run spans days with failures.
-enum class RunKind : std::uint8_t { Step, Run };
+/// A Step run simulates one training step; a Run spans days with failures; an Exec run trained.
+enum class RunKind : std::uint8_t { Step, Run, Exec };
 /// Running: its writer is alive. Interrupted: it stopped before its end, and what it had committed is
 /// here. Failed: it ended by an error of its own.
 enum class RunStatus : std::uint8_t { Running, Finished, Interrupted, Failed };
@@ -69,7 +69,7 @@ struct Slice {
   std::int64_t class_id = 0;
   std::int64_t stream = 0;  // index into NewRun::streams
   std::string label;        // "layer3.attn.qkv"
-  std::string category;     // "compute", "communication", "wait"
+  std::string category;     // the op's kind: "Matmul", "AllReduce", "SendRecv"
   std::int64_t start_ns = 0, end_ns = 0;
 };
 
@@ -99,6 +99,14 @@ struct Recovery {
 struct GoodputBand {
   std::string band;  // "productive", "checkpoint_stall", "lost_work", ...
   std::int64_t duration_ns = 0;
+};
+
+/// One optimizer step of an Exec run. Losses may be infinite or not numbers.
+struct TrainingStep {
+  std::int64_t step = 0;  // counted from 0
+  double loss = 0;        // nats per token
+  double grad_norm = 0;
+  std::int64_t start_ns = 0, end_ns = 0;
 };
 
 /// How a run ended.

@@ -30,6 +30,7 @@ Result<Database> open_for_writing(const std::string& file) {
   Database database = std::move(opened).value();
   // NORMAL: a commit survives the death of the process at once, and that of the machine from the next
   // checkpoint on; in neither case is the file inconsistent.
+  upgrade(database);
   database.execute("PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;");
   if (database.failed()) return database.problems();
   return database;
@@ -64,7 +65,7 @@ struct RunWriter::State {
   std::unordered_map<std::int64_t, std::int64_t> next_seq;  // of each (class, stream)
 
   Statement insert_class, insert_range, insert_label, find_label, insert_slice, insert_event, insert_recovery,
-      insert_phase, insert_band;
+      insert_phase, insert_band, insert_step;
 };
 
 RunWriter::State::State(std::string the_file, RunLock the_lock, Database the_database, const WriterOptions& the_options)
@@ -112,6 +113,7 @@ void RunWriter::State::prepare() {
   insert_recovery = database.prepare("INSERT INTO recoveries VALUES (?, ?, ?, ?, ?, ?, ?)");
   insert_phase = database.prepare("INSERT INTO recovery_phases VALUES (?, ?, ?, ?, ?, ?, ?)");
   insert_band = database.prepare("INSERT INTO goodput_bands VALUES (?, ?, ?, ?)");
+  insert_step = database.prepare("INSERT OR REPLACE INTO training_steps VALUES (?, ?, ?, ?, ?, ?)");
 }
 
 template <class Insert>
@@ -231,6 +233,12 @@ void RunWriter::add_recovery(const Recovery& r) {
 void RunWriter::add_band(const GoodputBand& band) {
   State& s = open_state();
   s.add(1, [&] { s.insert_band.with(run_id_, s.bands++, band.band, band.duration_ns).run(); });
+}
+
+void RunWriter::add_training_step(const TrainingStep& step) {
+  State& s = open_state();
+  s.add(1,
+        [&] { s.insert_step.with(run_id_, step.step, step.loss, step.grad_norm, step.start_ns, step.end_ns).run(); });
 }
 
 void RunWriter::commit() { open_state().commit(); }

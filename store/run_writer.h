@@ -45,6 +45,7 @@ class RunWriter {
   void add_event(const RunEvent& event);
   void add_recovery(const Recovery& recovery);
   void add_band(const GoodputBand& band);
+  void add_training_step(const TrainingStep& step);
 
   /// Commits what was added so far. Worth calling where the next row may be long in coming.
   void commit();

@@ -4,14 +4,14 @@
 -- program and executed once, when a store is created; `PRAGMA user_version` holds its number
 -- (kSchemaVersion in store/database.h), `PRAGMA application_id` says "TrYd".
 --
--- Times named *_ns are int64 nanoseconds of simulated time since the start of the run. Only
--- *_unix_ns are wall-clock times, and no result depends on them. Seeds and hashes are 64-bit and
+-- Times named *_ns are int64 nanoseconds since the start of the run: of simulated time, or of real time where kind is
+-- 'exec'. *_unix_ns are wall-clock times, and no result depends on them. Seeds and hashes are 64-bit and
 -- unsigned, which SQLite's integers are not: they are stored as text.
 
 CREATE TABLE runs (
   id INTEGER PRIMARY KEY AUTOINCREMENT,
   name TEXT NOT NULL,
-  kind TEXT NOT NULL CHECK (kind IN ('step', 'run')),
+  kind TEXT NOT NULL CHECK (kind IN ('step', 'run', 'exec')),
   status TEXT NOT NULL CHECK (status IN ('running', 'finished', 'interrupted', 'failed')),
   started_unix_ns INTEGER NOT NULL,
   ended_unix_ns INTEGER,
@@ -108,6 +108,16 @@ CREATE TABLE goodput_bands (
   band TEXT NOT NULL,
   duration_ns INTEGER NOT NULL CHECK (duration_ns >= 0),
   PRIMARY KEY (run_id, seq)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE training_steps (
+  run_id INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+  step INTEGER NOT NULL,
+  loss REAL,
+  grad_norm REAL,
+  start_ns INTEGER NOT NULL,
+  end_ns INTEGER NOT NULL CHECK (end_ns >= start_ns),
+  PRIMARY KEY (run_id, step)
 ) STRICT, WITHOUT ROWID;
 
 CREATE VIEW named_slices AS

@@ -127,6 +127,30 @@ Problems create_if_missing(const std::string& file) {
   return {};
 }
 
+void upgrade(Database& database) {
+  std::int64_t version = kSchemaVersion;
+  {
+    Statement row = database.prepare("PRAGMA user_version");
+    if (row.next()) version = row.integer(0);
+  }
+  if (version >= kSchemaVersion) return;
+  // 1 to 2: runs that trained. SQLite changes a CHECK only with the table around it (lang_altertable.html, section 7).
+  const std::string schema = schema_text();
+  const auto statement = [&](const std::string& begin) {
+    const std::size_t at = schema.find(begin);
+    return schema.substr(at, schema.find(";\n", at) + 2 - at);
+  };
+  std::string runs = statement("CREATE TABLE runs (");
+  runs.replace(0, std::strlen("CREATE TABLE runs"), "CREATE TABLE runs_2");
+  database.execute("PRAGMA foreign_keys = OFF");
+  database.execute("BEGIN IMMEDIATE");
+  database.execute(runs.c_str());
+  database.execute("INSERT INTO runs_2 SELECT * FROM runs; DROP TABLE runs; ALTER TABLE runs_2 RENAME TO runs;");
+  database.execute(statement("CREATE TABLE training_steps").c_str());
+  database.execute("PRAGMA user_version = 2");
+  database.execute("COMMIT");
+}
+
 Problems check_pages(const std::string& file) {
   struct stat status {};
   if (::stat(file.c_str(), &status) != 0 || status.st_size > kPageCheckLimitBytes) return {};

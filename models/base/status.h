@@ -19,6 +19,7 @@ enum class ProblemKind {
   Input,              // the text or a value is wrong (exit code 2)
   Infeasible,         // a well-formed plan that cannot run, such as out of memory (exit code 3)
   MissingCapability,  // this build or machine lacks what was asked for (exit code 4)
+  Failed,             // a job that was under way ended before its end (exit code 5)
   Stopped,            // nothing is wrong: someone asked us to stop (exit code 130)
 };
 

@@ -1,5 +1,7 @@
 #include "models/plan/parallel_plan.h"
 
+#include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include <fmt/format.h>
@@ -196,6 +198,16 @@ class PlanRules {
 Problems validate(const ParallelPlan& plan, const ModelSpec& model, const ClusterSpec* cluster,
                   const std::string& path) {
   return PlanRules(plan, model, path).check(cluster);
+}
+
+double learning_rate(const OptimizerSpec& optimizer, std::int64_t steps_taken) {
+  const auto step = static_cast<double>(steps_taken + 1), warmup = static_cast<double>(optimizer.warmup_steps);
+  if (step < warmup) return optimizer.learning_rate * step / warmup;
+  if (optimizer.decay_steps == 0) return optimizer.learning_rate;
+  const double end = std::max(static_cast<double>(optimizer.decay_steps), warmup + 1);
+  const double progress = std::min((step - warmup) / (end - warmup), 1.0);
+  const double share = 0.5 * (1 + std::cos(progress * std::acos(-1.0)));
+  return optimizer.min_learning_rate + (optimizer.learning_rate - optimizer.min_learning_rate) * share;
 }
 
 }  // namespace trainyard

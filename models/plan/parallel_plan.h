@@ -53,7 +53,15 @@ struct OptimizerSpec {
   double weight_decay = 0.1;
   /// Global gradient norm above which gradients are scaled down; 0: never.
   double clip_grad = 1.0;
+  /// The rate rises to learning_rate over this many steps, and from there falls as half a cosine, to min_learning_rate
+  /// at decay_steps (0: never).
+  std::int64_t warmup_steps = 0;
+  std::int64_t decay_steps = 0;
+  double min_learning_rate = 0;
 };
+
+/// The rate of the step that comes after `steps_taken`.
+double learning_rate(const OptimizerSpec& optimizer, std::int64_t steps_taken);
 
 struct ParallelPlan {
   std::string name;
@@ -86,6 +94,8 @@ struct ParallelPlan {
   Precision precision = Precision::Bf16;
   /// Gradients are accumulated and reduced in float32; off: in the parameters' type.
   bool fp32_gradients = true;
+  /// Threads of a rank that computes on processors.
+  std::int64_t cpu_threads = 1;
   OverlapSwitches overlap;
   /// Target size of a gradient bucket, in bytes of the gradient type.
   std::int64_t bucket_bytes = std::int64_t{160} << 20;

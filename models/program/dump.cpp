@@ -131,4 +131,15 @@ std::string dump(const StepProgram& program) {
   return out;
 }
 
+std::string label_of(const StepProgram& program, const StageProgram& stage, std::int32_t item_index, OpId op) {
+  const Item& item = stage.items[static_cast<std::size_t>(item_index)];
+  if (op >= 0) return program.block(item).ops[static_cast<std::size_t>(op)].label;
+  std::string text;
+  for (const Transfer& move : item.transfers) {
+    text += fmt::format("{}{} {} {}", text.empty() ? "" : ", ", move.send ? "send" : "receive",
+                        move.backward ? "gradient" : "activation", move.micro_batch);
+  }
+  return text;
+}
+
 }  // namespace trainyard

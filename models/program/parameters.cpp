@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "models/base/check.h"
+#include "models/program/block_builder.h"
 
 namespace trainyard {
 
@@ -130,6 +131,7 @@ class Table {
     down.name = local_name(layer, "experts.down");
     down.local_shape = Shape(local, d, width / plan_.tp);
     down.split1 = Split::Tp;
+    down.init = Init::Residual;
     for (std::int64_t e = 0; e < model_.moe->num_local_experts; ++e) {
       if (model_.gated_mlp) up.parts.push_back(expert_part(names_.expert_gate, layer, e, width, d));
       up.parts.push_back(expert_part(names_.expert_up, layer, e, width, d));
@@ -224,6 +226,7 @@ class Table {
     qkv.parts = parts(d);
     Param out = matrix(local_name(layer, "attn.out"), d, q, Split::None, Split::Tp);
     out.parts = {projection(at(names_.o, layer), d, 0, d, q)};
+    out.init = Init::Residual;
     if (!model_.attention_bias) return {qkv, out};
     Param qkv_bias = vector_of(local_name(layer, "attn.qkv.bias"), all, Split::Tp, Init::Zeros);
     qkv_bias.parts = parts(0);
@@ -245,6 +248,7 @@ class Table {
     up.parts = parts(d);
     Param down = matrix(local_name(layer, "mlp.down"), d, width, Split::None, Split::Tp);
     down.parts = {projection(at(names_.down, layer), d, 0, d, width)};
+    down.init = Init::Residual;
     if (!model_.mlp_bias) return {up, down};
     Param up_bias = vector_of(local_name(layer, "mlp.up.bias"), rows, Split::Tp, Init::Zeros);
     up_bias.parts = parts(0);
@@ -418,6 +422,10 @@ std::int64_t optimizer_bytes(const Chunk& chunk, const ParallelPlan& plan) {
   for (const Bucket& bucket : chunk.buckets)
     bytes += 3 * round_up(bucket.shard_elements * size_of(state_dtype(plan)), 256);
   return bytes;
+}
+
+std::int64_t optimizer_stride_bytes(const Bucket& bucket, const ParallelPlan& plan) {
+  return align(bucket.shard_elements * size_of(state_dtype(plan)));
 }
 
 }  // namespace trainyard

@@ -30,6 +30,9 @@ std::int64_t params_bytes(const Chunk& chunk, const ParallelPlan& plan);
 std::int64_t grads_bytes(const Chunk& chunk, const ParallelPlan& plan);
 std::int64_t optimizer_bytes(const Chunk& chunk, const ParallelPlan& plan);
 
+/// Bytes from a bucket's master weights to its first moment, and from there to the second.
+std::int64_t optimizer_stride_bytes(const Bucket& bucket, const ParallelPlan& plan);
+
 /// Elements of the bucket's gradient buffer on one rank: the shard when gradients are reduced
 /// with every micro-batch, else all.
 std::int64_t grad_elements(const Bucket& bucket, const ParallelPlan& plan);

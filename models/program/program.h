@@ -66,7 +66,8 @@ struct Block {
 /// How one dimension of a parameter is split: by the tp axis, by ep, or not at all.
 enum class Split : std::uint8_t { None, Tp, Ep };
 
-enum class Init : std::uint8_t { Normal, Ones, Zeros };
+/// Residual: what is added to the residual stream of all layers, hence smaller.
+enum class Init : std::uint8_t { Normal, Residual, Ones, Zeros };
 
 /// One Hugging Face tensor inside a fused parameter, or one expert's slice of it.
 struct ParamPart {
@@ -192,6 +193,10 @@ StepProgram lower(const ModelSpec& model, const ParallelPlan& plan);
 /// in one order on all members, and the rendezvous wait-for graph has no cycle. Returns what
 /// does not hold, a cycle printed op by op.
 Problems check(const StepProgram& program);
+
+/// What an op of an item is called, in both worlds: "layer0.attn.qkv", or "send activation 3" for a batch of transfers
+/// (op -1).
+std::string label_of(const StepProgram& program, const StageProgram& stage, std::int32_t item, OpId op);
 
 /// Stable text, the same on every machine: goldens compare it.
 std::string dump(const StepProgram& program);

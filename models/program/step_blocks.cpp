@@ -153,7 +153,7 @@ Block optimizer_block(const ParallelPlan& plan, const Chunk& chunk, const std::s
   for (std::size_t i = 0; i < chunk.buckets.size(); ++i) {
     const Bucket& bucket = chunk.buckets[i];
     const auto index = static_cast<std::int32_t>(i);
-    const std::int64_t stride = align(bucket.shard_elements * size_of(state_dtype(plan)));
+    const std::int64_t stride = optimizer_stride_bytes(bucket, plan);
     const auto state = [&](const char* what, std::int64_t slot) {
       return builder.placed(fmt::format("bucket{}.{}", i, what), state_dtype(plan), Shape(bucket.shard_elements),
                             Role::Optimizer, bucket.optimizer_offset_bytes + slot * stride);

@@ -68,6 +68,9 @@ struct ModelSpec {
   /// Dropout after embedding, attention and MLP, with counter-based random numbers.
   double hidden_dropout = 0;
 
+  /// Standard deviation of initial weights; of those that end a residual branch it is this / sqrt(2 * layers) (GPT-2).
+  double initializer_range = 0.02;
+
   std::optional<MoeSpec> moe;
 
   [[nodiscard]] double attention_scale() const;

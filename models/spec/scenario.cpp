@@ -176,6 +176,7 @@ class ScenarioReader {
     part(from, "cluster", read_cluster, out_.cluster, cluster_);
     part(from, "faults", read_faults, out_.faults, faults_);
     policies(from);
+    training(from);
     from.finish();
     // Rules between values make sense only once every value is readable.
     if (problems_.empty()) validate_all();
@@ -203,6 +204,17 @@ class ScenarioReader {
       if (!source) continue;
       out_.policies.push_back(read_spec(*source, read_policy, problems_));
       policies_.push_back(std::move(*source));
+    }
+  }
+
+  void training(ObjectReader& from) {
+    if (!from.has("training")) return;
+    std::optional<Source> source;
+    part(from, "training", read_training, out_.training.emplace(), source);
+    if (!source) return;
+    const fs::path folder = fs::path(source->layers.back().file).parent_path();
+    for (std::string* path : {&out_.training->data, &out_.training->checkpoint.folder}) {
+      if (!path->empty()) *path = (folder / *path).lexically_normal().string();
     }
   }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "models/spec/fault_spec.h"
 #include "models/spec/model_spec.h"
 #include "models/spec/policy_spec.h"
+#include "models/spec/training_spec.h"
 
 namespace trainyard {
 
@@ -29,6 +31,8 @@ struct Scenario {
   double duration_s = 0;
   /// Name of the software-stack profile: scenarios/profiles/stack-<name>.json.
   std::string stack = "default";
+  /// What `exec run` needs beyond that. Paths are as seen from the working directory.
+  std::optional<TrainingSpec> training;
 };
 
 /// Reads a scenario file and what it refers to (paths relative to the file that names them),

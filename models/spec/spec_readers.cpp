@@ -50,6 +50,7 @@ void read_model(ObjectReader& from, ModelSpec& model) {
       .number("output_softcap", model.output_softcap, {0, 1e6})
       .integer("sliding_window", model.sliding_window, {0, 1 << 28})
       .number("hidden_dropout", model.hidden_dropout, {0, 0.99})
+      .number("initializer_range", model.initializer_range, {1e-9, 1e3})
       .object("moe", [&](ObjectReader& moe) {
         model.moe.emplace();
         moe.require({"num_local_experts", "num_experts_per_tok"});
@@ -212,6 +213,7 @@ void read_plan(ObjectReader& from, ParallelPlan& plan) {
       .choice<Precision>("precision", plan.precision,
                          {{"bf16", Precision::Bf16}, {"f32", Precision::F32}, {"f64", Precision::F64}})
       .boolean("fp32_gradients", plan.fp32_gradients)
+      .integer("cpu_threads", plan.cpu_threads, {1, 1024})
       .integer("bucket_bytes", plan.bucket_bytes, {1, std::int64_t{1} << 40})
       .object("overlap",
               [&](ObjectReader& overlap) {
@@ -231,9 +233,24 @@ void read_plan(ObjectReader& from, ParallelPlan& plan) {
             .number("beta2", plan.optimizer.beta2, {0, 0.999999})
             .number("eps", plan.optimizer.eps, {0, 1})
             .number("weight_decay", plan.optimizer.weight_decay, {0, 1e3})
-            .number("clip_grad", plan.optimizer.clip_grad, {0, 1e9});
+            .number("clip_grad", plan.optimizer.clip_grad, {0, 1e9})
+            .integer("warmup_steps", plan.optimizer.warmup_steps)
+            .integer("decay_steps", plan.optimizer.decay_steps)
+            .number("min_learning_rate", plan.optimizer.min_learning_rate, {0, 1e3});
       });
   read_recompute_modules(from, plan);
+}
+
+void read_training(ObjectReader& from, TrainingSpec& training) {
+  from.require({"data", "steps"});
+  from.text("data", training.data)
+      .integer("steps", training.steps, {1, std::int64_t{1} << 40})
+      .object("checkpoint", [&](ObjectReader& checkpoint) {
+        checkpoint.require({"folder"});
+        checkpoint.text("folder", training.checkpoint.folder)
+            .integer("every_steps", training.checkpoint.every_steps)
+            .integer("keep", training.checkpoint.keep, {1, 1'000'000});
+      });
 }
 
 }  // namespace trainyard

@@ -7,6 +7,7 @@
 #include "models/spec/json_reader.h"
 #include "models/spec/model_spec.h"
 #include "models/spec/policy_spec.h"
+#include "models/spec/training_spec.h"
 
 namespace trainyard {
 
@@ -15,5 +16,6 @@ void read_cluster(ObjectReader& from, ClusterSpec& cluster);
 void read_faults(ObjectReader& from, FaultSpec& faults);
 void read_policy(ObjectReader& from, PolicySpec& policy);
 void read_plan(ObjectReader& from, ParallelPlan& plan);
+void read_training(ObjectReader& from, TrainingSpec& training);
 
 }  // namespace trainyard

@@ -372,3 +372,50 @@ TEST_CASE("completion scripts parse", "[cli]") {
   CHECK(std::system(("bash -n '" + script + "'").c_str()) == 0);
   CHECK(contains(yard.run("completion fish").out, "complete -c trainyard"));
 }
+
+TEST_CASE("a job trains, is stored, and goes on from its checkpoint", "[cli]") {
+  const Yard yard;
+  yard.file("text", std::string(300, 'a') + "the quick brown fox" + std::string(300, 'b'));
+  const std::string job = yard.file("job.json", R"({ "schema": 1, "name": "my job",
+    "model": { "base": ")" + std::string(TRAINYARD_SOURCE_DIR) +
+                                                    R"(/scenarios/models/tiny-llama.json", "vocab_size": 256 },
+    "plan": { "dp": 2, "precision": "f32", "sequence_length": 16, "global_batch_size": 4 },
+    "cluster": ")" + TRAINYARD_SOURCE_DIR + R"(/scenarios/clusters/localhost.json",
+    "training": { "data": "text", "steps": 6, "checkpoint": { "folder": "saved", "every_steps": 2 } } })");
+  const Outcome first = yard.run("exec run '" + job + "' --steps 4 --json");
+  INFO(first.err);
+  REQUIRE(first.code == 0);
+  const auto report = nlohmann::json::parse(first.out);
+  CHECK(report["losses"].size() == 4);
+  CHECK(report["checkpoints"] == nlohmann::json({2, 4}));
+  CHECK(report["memory"].size() == 2);
+  const Outcome second = yard.run("exec run '" + job + "' --progress ndjson");
+  INFO(second.err);
+  REQUIRE(second.code == 0);
+  CHECK(contains(second.err, "going on from step 4"));
+  CHECK(contains(second.err, R"("step":6)"));
+  CHECK(contains(second.out, "5 to 6"));
+  const Outcome shown = yard.run("run show latest");
+  CHECK(contains(shown.out, "5 to 6"));
+  const Outcome exported = yard.run("run export latest");
+  CHECK(contains(exported.out, "layer0.attn.qkv"));
+  // The newest is damaged: the one before it is taken, and nobody is left in doubt.
+  std::ofstream(fs::path(job).parent_path() / "saved/step-00000006/manifest.json") << "{";
+  const Outcome third = yard.run("exec run '" + job + "' --json");
+  CHECK(contains(third.err, "damaged"));
+  CHECK(contains(third.err, "going on from step 4"));
+  CHECK(nlohmann::json::parse(third.out)["losses"].size() == 2);
+}
+
+TEST_CASE("what a job lacks is said before it starts", "[cli]") {
+  const Yard yard;
+  const Outcome none = yard.run("exec run scenarios/tiny/llama.json");
+  CHECK(none.code == 2);
+  CHECK(contains(none.err, "$.training"));
+  const Outcome small = yard.run("exec run scenarios/tiny/llama.json --data README.md --steps 1");
+  CHECK(small.code == 2);
+  CHECK(contains(small.err, "$.model.vocab_size"));
+  const Outcome text = yard.run("exec run scenarios/tiny/train-llama.json --data /nonexistent");
+  CHECK(text.code == 2);
+  CHECK(contains(text.err, "/nonexistent"));
+}

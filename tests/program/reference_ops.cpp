@@ -638,6 +638,7 @@ class Computation {
     const double norm = std::sqrt(in_[1].f()[0]);
     const double scale = adam.clip_grad > 0 && norm > adam.clip_grad ? adam.clip_grad / norm : 1.0;
     const double t = static_cast<double>(context_.step + 1);
+    const double rate = learning_rate(adam, context_.step);
     const double correction1 = 1 - std::pow(adam.beta1, t), correction2 = 1 - std::pow(adam.beta2, t);
     for (Int i = 0; i < bucket().shard_elements; ++i) {
       const Param* param = owner(share() + i);
@@ -646,8 +647,8 @@ class Computation {
       double &master = out_[1].f()[i], &m = out_[2].f()[i], &v = out_[3].f()[i];
       m = adam.beta1 * m + (1 - adam.beta1) * g;
       v = adam.beta2 * v + (1 - adam.beta2) * g * g;
-      if (param->decay) master *= 1 - adam.learning_rate * adam.weight_decay;
-      master -= adam.learning_rate * (m / correction1) / (std::sqrt(v / correction2) + adam.eps);
+      if (param->decay) master *= 1 - rate * adam.weight_decay;
+      master -= rate * (m / correction1) / (std::sqrt(v / correction2) + adam.eps);
       out_[0].f()[share() + i] = master;
     }
   }

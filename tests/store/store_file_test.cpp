@@ -7,6 +7,9 @@
 #include <sqlite3.h>
 #include <sys/stat.h>
 
+#include <cmath>
+#include <limits>
+
 #include "models/base/random.h"
 #include "store/run_reader.h"
 #include "store/run_writer.h"
@@ -83,6 +86,44 @@ TEST_CASE("a newer schema is refused, and says so") {
   const std::string file = big_store(dir);
   REQUIRE(execute(file, "PRAGMA user_version = 999").empty());
   CHECK(says(refusal(file), "newer Trainyard (schema 999"));
+}
+
+TEST_CASE("a store of the first schema is brought up to date by its next writer, with all it holds") {
+  const TempDir dir;
+  const std::string file = big_store(dir);
+  const std::string slices = std::to_string(RunReader::open(file).value().slices(1, 0).value().size());
+  // As the first schema had it: no runs that trained.
+  REQUIRE(execute(file, R"(
+    PRAGMA foreign_keys = OFF; DROP TABLE training_steps;
+    CREATE TABLE old (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL,
+      kind TEXT NOT NULL CHECK (kind IN ('step', 'run')), status TEXT NOT NULL, started_unix_ns INTEGER NOT NULL,
+      ended_unix_ns INTEGER, version TEXT NOT NULL, commit_id TEXT NOT NULL, seed TEXT NOT NULL, parameters TEXT NOT NULL,
+      host TEXT NOT NULL, report TEXT, trace_hash TEXT) STRICT;
+    INSERT INTO old SELECT * FROM runs; DROP TABLE runs; ALTER TABLE old RENAME TO runs; PRAGMA user_version = 1;)")
+              .empty());
+  REQUIRE(RunReader::open(file).value().runs().ok());  // readers need no upgrade
+  NewRun run = sample_new_run();
+  run.kind = RunKind::Exec;
+  {
+    auto writer = RunWriter::open(file, run);
+    REQUIRE(writer.ok());
+    RunWriter open = std::move(writer).value();
+    open.add_training_step({0, 5.5, 1.25, 10, 20});
+    open.add_training_step({1, std::numeric_limits<double>::quiet_NaN(), 2, 20, 35});
+    REQUIRE(open.finish({}).empty());
+  }
+  RunReader reader = RunReader::open(file).value();
+  const auto runs = reader.runs().value();
+  REQUIRE(runs.size() == 2);
+  CHECK(runs[0].id == 1);
+  CHECK(runs[1].kind == RunKind::Exec);
+  CHECK(std::to_string(reader.slices(1, 0).value().size()) == slices);
+  const auto steps = reader.training_steps(runs[1].id).value();
+  REQUIRE(steps.size() == 2);
+  CHECK(steps[0].loss == 5.5);
+  CHECK(std::isnan(steps[1].loss));
+  CHECK(steps[1].end_ns == 35);
+  CHECK(check_pages(file).empty());
 }
 
 TEST_CASE("a truncated store is refused") {

@@ -1,0 +1,321 @@
+// trainyard exec run: a job, trained by real processes on this machine.
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <iostream>
+#include <optional>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "cli/commands.h"
+#include "cli/exit_code.h"
+#include "cli/interrupt.h"
+#include "cli/training_report.h"
+#include "cli/version.h"
+#include "exec/launcher.h"
+#include "models/base/stop.h"
+#include "models/base/units.h"
+#include "models/spec/scenario.h"
+#include "store/run_writer.h"
+#include "store/store_file.h"
+
+namespace trainyard::cli {
+
+namespace {
+
+using json = nlohmann::ordered_json;
+
+struct Options {
+  std::string job;
+  std::optional<std::uint64_t> seed;
+  std::optional<std::int64_t> steps;
+  std::string data, from, checkpoints;
+  bool no_store = false;
+};
+
+// --- what stands in the way before any rank starts
+
+Problems check_training(const Scenario& scenario, const exec::Corpus& corpus) {
+  const TrainingSpec& training = *scenario.training;
+  Problems problems;
+  if (scenario.model.vocab_size < exec::kByteVocabulary)
+    problems.push_back({"", "$.model.vocab_size", std::to_string(scenario.model.vocab_size),
+                        "text is trained on byte by byte, which takes a vocabulary of 256", "make it 256 or more"});
+  if (corpus.windows(scenario.plan.sequence_length) < 1)
+    problems.push_back({training.data, "", fmt::format("{} bytes", corpus.bytes()),
+                        fmt::format("does not fill one sequence of {} tokens", scenario.plan.sequence_length),
+                        "train on more text, or on shorter sequences"});
+  return problems;
+}
+
+std::int64_t available_memory_bytes() {
+  std::ifstream info("/proc/meminfo");
+  std::string word;
+  std::int64_t kib = 0;
+  while (info >> word) {
+    if (word == "MemAvailable:" && info >> kib) return kib * 1024;
+  }
+  return sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGE_SIZE);
+}
+
+// All ranks are on this machine. A snapshot of the optimizer state comes on top where there are checkpoints.
+Problems check_memory(const StepProgram& program, bool saves) {
+  const Mesh mesh(program.plan);
+  double wanted = 0;
+  for (std::int64_t rank = 0; rank < mesh.ranks(); ++rank) {
+    const StageProgram& stage = program.stages[static_cast<std::size_t>(mesh.coordinates(rank).pp)];
+    const MemoryUse use = memory_use(stage);
+    wanted += static_cast<double>(stage.arena_bytes);
+    if (saves) wanted += static_cast<double>(use.by_role[static_cast<std::size_t>(Role::Optimizer)]);
+  }
+  const auto available = static_cast<double>(available_memory_bytes());
+  if (wanted <= available) return {};
+  return {{"", "$.plan", format_bytes(wanted),
+           fmt::format("is what the {} ranks allocate together, and {} is free here", mesh.ranks(),
+                       format_bytes(available)),
+           "recompute more, use smaller micro-batches, or a smaller model", ProblemKind::Infeasible}};
+}
+
+// The newest sound checkpoint of the folder, if there is any; what is damaged is named and passed over.
+Result<std::optional<exec::SavedState>> newest_checkpoint(const std::string& folder, const Context& context) {
+  std::optional<exec::SavedState> none;
+  Problems damaged;
+  for (const std::string& checkpoint : exec::list_checkpoints(folder)) {
+    Result<exec::SavedState> state = exec::SavedState::open(checkpoint);
+    if (state) {
+      for (const Problem& problem : damaged) {
+        if (!context.quiet)
+          std::cerr << "note: passed over a damaged checkpoint: " << trainyard::to_string(problem) << "\n";
+      }
+      return std::optional<exec::SavedState>(std::move(state).value());
+    }
+    damaged.push_back(state.problems().front());
+  }
+  if (!damaged.empty()) return damaged;  // never from the beginning without being told so
+  return none;
+}
+
+// --- while it runs
+
+// One line for each step: rewritten on a terminal, every two seconds elsewhere, or as JSON.
+class Live {
+ public:
+  Live(const Context& context, const Scenario& scenario, std::int64_t first_step)
+      : mode_(context.quiet ? "none" : context.progress),
+        terminal_(isatty(STDERR_FILENO) != 0),
+        tokens_(static_cast<double>(scenario.plan.global_batch * scenario.plan.sequence_length)),
+        steps_(scenario.training->steps),
+        first_step_(first_step) {}
+  ~Live() { end_line(); }
+
+  void step(const exec::StepReport& step) {
+    if (mode_ == "none") return;
+    const double time_s = static_cast<double>(step.end_ns - step.begin_ns) * 1e-9;
+    if (begin_ns_ == 0) begin_ns_ = step.begin_ns;
+    busy_ns_ += step.end_ns - std::max(step.begin_ns, end_ns_);
+    end_ns_ = step.end_ns;
+    if (mode_ == "ndjson") {
+      std::cerr << json{{"step", step.step + 1},       {"steps", steps_},       {"loss", step.loss},
+                        {"grad_norm", step.grad_norm}, {"step_time_s", time_s}, {"tokens_per_s", tokens_ / time_s}}
+                           .dump() +
+                       "\n";
+      return;
+    }
+    const bool last = step.step + 1 == steps_;
+    if (!terminal_ && !last && step.end_ns - shown_ns_ < 2'000'000'000) return;
+    shown_ns_ = step.end_ns;
+    const double goodput = 100 * static_cast<double>(busy_ns_) / static_cast<double>(end_ns_ - begin_ns_);
+    const std::string line = fmt::format(
+        "step {}/{}  loss {:.4f}  |grad| {:.3g}  {} tokens/s  {:.3f} s a step  goodput {:.1f}%", step.step + 1, steps_,
+        step.loss, step.grad_norm, format_count(std::llround(tokens_ / time_s)), time_s, goodput);
+    std::cerr << (terminal_ ? "\r\033[K" + line : line + "\n") << std::flush;
+    open_ = terminal_;
+  }
+
+  void note(const std::string& text) {
+    if (mode_ == "none") return;
+    end_line();
+    std::cerr << (mode_ == "ndjson" ? json{{"note", text}}.dump() : text) + "\n";
+  }
+
+ private:
+  void end_line() {
+    if (open_) std::cerr << "\n";
+    open_ = false;
+  }
+
+  std::string mode_;
+  bool terminal_, open_ = false;
+  double tokens_;
+  std::int64_t steps_, first_step_;
+  std::int64_t begin_ns_ = 0, end_ns_ = 0, busy_ns_ = 0, shown_ns_ = 0;
+};
+
+// --- what is kept of it
+
+store::NewRun new_run(const Scenario& scenario, const Options& options) {
+  store::NewRun run;
+  run.name = scenario.name;
+  run.kind = store::RunKind::Exec;
+  run.version = version_number();
+  run.commit_id = commit_id();
+  run.seed = scenario.seed;
+  run.parameters_json = json{{"job", options.job}, {"from", options.from}}.dump();
+  for (std::size_t s = 0; s < kStreamCount; ++s) run.streams.emplace_back(to_string(static_cast<Stream>(s)));
+  return run;
+}
+
+// The last step of every rank, as the simulator stores its classes.
+void store_times(store::RunWriter& writer, const StepProgram& program, const exec::TrainingReport& report) {
+  if (report.steps.empty()) return;
+  const Mesh mesh(program.plan);
+  for (std::size_t r = 0; r < report.ranks.size(); ++r) {
+    const auto rank = static_cast<std::int64_t>(r);
+    const std::int64_t stage_index = mesh.coordinates(rank).pp;
+    const StageProgram& stage = program.stages[static_cast<std::size_t>(stage_index)];
+    writer.add_rank_class({rank, fmt::format("stage {} rank {}", stage_index, rank), stage_index, rank, 1, {}});
+    for (const exec::OpTime& time : report.ranks[r].times) {
+      const Item& item = stage.items[static_cast<std::size_t>(time.item)];
+      const bool transfers = item.block < 0;
+      const Op* op = transfers ? nullptr : &program.block(item).ops[static_cast<std::size_t>(time.op)];
+      const auto stream = static_cast<std::int64_t>(transfers ? item.stream : op->stream);
+      writer.add_slice({rank, stream, label_of(program, stage, time.item, transfers ? -1 : time.op),
+                        to_string(transfers ? OpKind::SendRecv : op->kind),
+                        time.begin_ns - report.steps.back().begin_ns, time.end_ns - report.steps.back().begin_ns});
+    }
+  }
+}
+
+Problems store_result(store::RunWriter& writer, const StepProgram& program, const exec::TrainingReport& report,
+                      const json& summary) {
+  store_times(writer, program, report);
+  const auto ns = [](double seconds) { return static_cast<std::int64_t>(seconds * 1e9); };
+  const double busy_s = summary["goodput"].get<double>() * report.wall_s;
+  writer.add_band({"productive", ns(busy_s)});
+  writer.add_band({"startup", ns(report.startup_s)});
+  writer.add_band({"checkpoint_stall", ns(report.checkpoint_stall_s)});
+  writer.add_band({"other", ns(std::max(report.wall_s - busy_s - report.startup_s - report.checkpoint_stall_s, 0.0))});
+  store::RunStatus status = store::RunStatus::Finished;
+  if (!report.problems.empty())
+    status =
+        report.problems.front().kind == ProblemKind::Stopped ? store::RunStatus::Interrupted : store::RunStatus::Failed;
+  return writer.finish({status, summary.dump(), ""});
+}
+
+// --- the command
+
+// The scenario with what the command line changes of it.
+Result<Scenario> load_job(const Options& options) {
+  Result<Scenario> loaded = load_scenario(options.job);
+  if (!loaded) return loaded.problems();
+  Scenario scenario = std::move(loaded).value();
+  if (!scenario.training && options.data.empty())
+    return Problem{options.job, "$.training", "", "is missing: the job does not say what it trains on",
+                   R"(add "training": { "data": "FILE", "steps": N }, or give --data and --steps)"};
+  if (!scenario.training) scenario.training.emplace();
+  if (!options.data.empty()) scenario.training->data = options.data;
+  if (options.steps) scenario.training->steps = *options.steps;
+  if (options.seed) scenario.seed = *options.seed;
+  if (!options.checkpoints.empty()) scenario.training->checkpoint.folder = options.checkpoints;
+  if (scenario.training->steps < 1)
+    return Problem{options.job, "$.training.steps", "", "is missing: the job does not say how long it trains",
+                   "give --steps"};
+  return scenario;
+}
+
+int train(const Options& options, const Context& context) {
+  Result<Scenario> loaded = load_job(options);
+  if (!loaded) return fail(loaded.problems(), context);
+  const Scenario scenario = std::move(loaded).value();
+  const Result<exec::Corpus> corpus = exec::Corpus::open(scenario.training->data);
+  if (!corpus) return fail(corpus.problems(), context);
+  Problems problems = check_training(scenario, corpus.value());
+  for (Problem& problem : problems) problem.file = problem.file.empty() ? options.job : problem.file;
+  if (!problems.empty()) return fail(problems, context);
+
+  const StepProgram program = lower(scenario.model, scenario.plan);
+  problems = check_memory(program, !scenario.training->checkpoint.folder.empty());
+  for (Problem& problem : problems) problem.file = options.job;
+  if (!problems.empty()) return fail(problems, context);
+
+  // The job's own checkpoints come before the weights that it once started from.
+  auto saved = newest_checkpoint(scenario.training->checkpoint.folder, context);
+  if (!saved) return fail(saved.problems(), context);
+  std::optional<exec::SavedState> state = std::move(saved).value();
+  if (!state && !options.from.empty()) {
+    Result<exec::SavedState> opened = exec::SavedState::open(options.from);
+    if (!opened) return fail(opened.problems(), context);
+    state.emplace(std::move(opened).value());
+  }
+  if (state) problems = state->fits(program);
+  if (!problems.empty()) return fail(problems, context);
+
+  exec::TrainingJob job{&program, &corpus.value(), *scenario.training, scenario.seed, state ? &*state : nullptr};
+  const std::int64_t first = state ? state->manifest().step : 0;
+  Live live(context, scenario, first);
+  live.note(fmt::format("seed {}, commit {}, {} of {} parameters on {} ranks, {} of text{}", scenario.seed, commit_id(),
+                        scenario.model.name, format_count(parameter_count(scenario.model)), scenario.plan.ranks(),
+                        format_bytes(static_cast<double>(corpus.value().bytes())),
+                        first > 0 ? fmt::format(", going on from step {}", first) : ""));
+  std::optional<store::RunWriter> writer;
+  if (!options.no_store) {
+    Result<store::RunWriter> opened = store::RunWriter::open(
+        context.store_file.empty() ? store::default_store_file() : context.store_file, new_run(scenario, options));
+    if (!opened) return fail(opened.problems(), context);
+    writer.emplace(std::move(opened).value());
+  }
+  end_in_order_on_signals();
+  std::optional<std::int64_t> begin_ns;
+  exec::TrainingEvents events;
+  events.on_step = [&](const exec::StepReport& step) {
+    live.step(step);
+    if (!begin_ns) begin_ns = step.begin_ns;
+    if (writer)
+      writer->add_training_step(
+          {step.step, step.loss, step.grad_norm, step.begin_ns - *begin_ns, step.end_ns - *begin_ns});
+  };
+  events.on_checkpoint = [&](std::int64_t step) { live.note(fmt::format("checkpoint at step {}", step)); };
+  const Result<exec::TrainingReport> trained = exec::train(job, events);
+  if (!trained) return fail(trained.problems(), context);
+  const exec::TrainingReport& report = trained.value();
+  const json summary = make_training_report(scenario, report);
+  problems = report.problems;
+  if (writer) {
+    const Problems stored = store_result(*writer, program, report, summary);
+    problems.insert(problems.end(), stored.begin(), stored.end());
+  }
+  if (!problems.empty()) return fail(problems, context);
+  std::cout << (context.json ? summary.dump(2) + "\n" : training_text(summary)) << std::flush;
+  return kOk;
+}
+
+}  // namespace
+
+void add_exec(CLI::App& app, Context& context) {
+  CLI::App* exec =
+      add_command(app, "exec", "Execute plans for real", "  trainyard exec run scenarios/tiny/train-llama.json");
+  exec->require_subcommand(1);
+  CLI::App* run = add_command(
+      *exec, "run", "Train: every rank of the plan is a process of this machine",
+      "  trainyard exec run scenarios/tiny/train-llama.json\n"
+      "  trainyard exec run job.json --data notes.txt --steps 500 --checkpoints runs/notes   # again: it goes on\n"
+      "  trainyard exec run job.json --from huggingface-model/ --json | jq .losses");
+  auto options = std::make_shared<Options>();
+  run->add_option("job", options->job, "Scenario file with a \"training\" part")->required();
+  run->add_option("--data", options->data, "Text to train on: a file, or a folder of files");
+  run->add_option("--steps", options->steps, "Optimizer steps in all")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40));
+  run->add_option("--seed", options->seed, "Seed, instead of the scenario's");
+  run->add_option("--checkpoints", options->checkpoints,
+                  "Folder for checkpoints; the newest sound one in it is resumed");
+  run->add_option("--from", options->from,
+                  "Start from a checkpoint, or from the weights of a Hugging Face model folder");
+  run->add_flag("--no-store", options->no_store, "Do not write the run store");
+  run->callback([options, &context] { context.run = [options, &context] { return train(*options, context); }; });
+}
+
+}  // namespace trainyard::cli

@@ -1,0 +1,146 @@
+#include "exec/rank_process.h"
+
+#include <sys/resource.h>
+
+#include <chrono>
+#include <memory>
+#include <thread>
+
+#include "exec/mesh_communicator.h"
+#include "exec/step_interpreter.h"
+
+namespace trainyard::exec {
+
+namespace {
+
+using nlohmann::json;
+
+constexpr std::size_t kTimesPerMessage = 1024;
+
+std::int64_t now_ns() { return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+// Of this process, at its highest.
+std::int64_t peak_rss_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<std::int64_t>(usage.ru_maxrss) * 1024;
+}
+
+json to_json(const Problem& problem) {
+  return {{"type", "problem"},    {"file", problem.file}, {"value", problem.value},
+          {"rule", problem.rule}, {"fix", problem.fix},   {"kind", static_cast<int>(problem.kind)}};
+}
+
+class RankProcess {
+ public:
+  RankProcess(const RankJob& job, std::int64_t rank, std::vector<int> mesh_sockets, ControlChannel channel)
+      : job_(job),
+        rank_(rank),
+        kernels_(kernels::cpu_kernels()),
+        communicator_(mesh_communicator(rank, std::move(mesh_sockets))),
+        interpreter_(*job.program, rank, *kernels_, *communicator_),
+        channel_(std::move(channel)) {}
+  ~RankProcess() {
+    if (writer_.joinable()) writer_.join();
+  }
+
+  int run() {
+    start();
+    while (const auto message = channel_.receive()) {
+      const std::string type = message->value("type", "");
+      bool good = true;
+      if (type == "run") good = take_steps((*message)["until"]);
+      if (type == "save") save((*message)["folder"]);
+      if (type == "times") send_times();
+      if (type == "end") return 0;
+      if (!good) return 1;
+    }
+    return 1;  // nobody is left to train for
+  }
+
+ private:
+  void start() {
+    if (job_.resume != nullptr) {
+      job_.resume->load(interpreter_);
+      interpreter_.set_steps(job_.resume->manifest().step);
+    } else {
+      initialise(interpreter_, job_.seed);
+    }
+    channel_.send({{"type", "ready"}, {"arena_bytes", interpreter_.stage().arena_bytes}});
+  }
+
+  bool take_steps(std::int64_t until) {
+    const ParallelPlan& plan = job_.program->plan;
+    std::vector<std::int32_t> tokens(static_cast<std::size_t>(plan.sequence_length + 1));
+    while (interpreter_.steps() < until) {
+      const std::int64_t step = interpreter_.steps(), begin = now_ns();
+      const Result<StepOutcome> outcome = interpreter_.step([&](std::int64_t sample) {
+        job_.corpus->sample(job_.seed, step, sample, plan.global_batch, plan.sequence_length, tokens.data());
+        return tokens.data();
+      });
+      if (!outcome) {
+        channel_.send(to_json(outcome.problems().front()));
+        return false;
+      }
+      channel_.send({{"type", "step"},
+                     {"step", step},
+                     {"loss", outcome.value().loss},
+                     {"grad_norm", outcome.value().grad_norm},
+                     {"begin_ns", begin},
+                     {"end_ns", now_ns()}});
+    }
+    return true;
+  }
+
+  // The state is copied, and written while training goes on. One at a time: a disk that is too slow shows as a stall.
+  void save(const std::string& folder) {
+    const std::int64_t begin = now_ns();
+    if (writer_.joinable()) writer_.join();
+    if (!snapshot_) snapshot_ = std::make_unique<RankSnapshot>(interpreter_);
+    snapshot_->take(interpreter_);
+    channel_.send({{"type", "snapshot"}, {"stall_ns", now_ns() - begin}});
+    writer_ = std::thread([this, folder] {
+      json message{{"type", "saved"}, {"file", nullptr}};
+      if (!snapshot_->empty()) {
+        const Result<ManifestFile> file = snapshot_->write(folder, rank_);
+        if (file) {
+          message["file"] = file.value().name;
+          message["bytes"] = file.value().bytes;
+          message["crcs"] = file.value().crcs;
+        } else {
+          message["problem"] = to_json(file.problems().front());
+        }
+      }
+      channel_.send(message);
+    });
+  }
+
+  void send_times() {
+    const std::vector<OpTime>& times = interpreter_.times();
+    json list = json::array();
+    for (const OpTime& time : times) {
+      list.push_back({time.item, time.op, time.begin_ns, time.end_ns});
+      if (list.size() < kTimesPerMessage) continue;
+      channel_.send({{"type", "times"}, {"times", std::move(list)}});
+      list = json::array();
+    }
+    channel_.send({{"type", "times"}, {"times", std::move(list)}, {"last", true}, {"rss_bytes", peak_rss_bytes()}});
+  }
+
+  const RankJob& job_;
+  std::int64_t rank_;
+  std::unique_ptr<kernels::Kernels> kernels_;
+  std::unique_ptr<Communicator> communicator_;
+  StepInterpreter interpreter_;
+  ControlChannel channel_;
+  std::unique_ptr<RankSnapshot> snapshot_;
+  std::thread writer_;
+};
+
+}  // namespace
+
+int run_rank(const RankJob& job, std::int64_t rank, std::vector<int> mesh_sockets, ControlChannel channel) {
+  return RankProcess(job, rank, std::move(mesh_sockets), std::move(channel)).run();
+}
+
+}  // namespace trainyard::exec

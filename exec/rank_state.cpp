@@ -1,0 +1,134 @@
+#include "exec/rank_state.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "models/base/bf16.h"
+#include "models/base/check.h"
+#include "models/program/initial_weights.h"
+#include "models/program/parameters.h"
+#include "models/program/shards.h"
+
+namespace trainyard::exec {
+
+namespace {
+
+std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
+
+// Whether another rank that holds the same share of the same state saves it.
+bool saved_elsewhere(const StepInterpreter& rank, const Bucket& bucket, const Param& param) {
+  const Coordinates at = rank.mesh().coordinates(rank.rank());
+  const bool replicated = bucket.shard_elements == bucket.elements;
+  return (replicated && rank.mesh().group_index(bucket.group, rank.rank()) != 0) ||
+         (param.tp_replicated() && at.tp != 0) || param.tied_copy;
+}
+
+// This rank's share of a bucket's state.
+std::byte* state_of(const StepInterpreter& rank, std::int64_t chunk, const Bucket& bucket, StateKind kind) {
+  return rank.frame(Role::Optimizer, chunk) + bucket.optimizer_offset_bytes +
+         static_cast<std::int64_t>(kind) * optimizer_stride_bytes(bucket, rank.program().plan);
+}
+
+void put(std::byte* base, Dtype dtype, std::int64_t i, double value) {
+  if (dtype == Dtype::F64) {
+    reinterpret_cast<double*>(base)[i] = value;
+  } else if (dtype == Dtype::F32) {
+    reinterpret_cast<float*>(base)[i] = static_cast<float>(value);
+  } else {
+    TY_CHECK(dtype == Dtype::Bf16, "weights are floating-point numbers");
+    reinterpret_cast<std::uint16_t*>(base)[i] = float_to_bf16(static_cast<float>(value));
+  }
+}
+
+}  // namespace
+
+std::string state_name(const std::string& tensor, StateKind kind) {
+  static constexpr const char* kSuffix[] = {"", ".exp_avg", ".exp_avg_sq"};
+  return tensor + kSuffix[static_cast<std::size_t>(kind)];
+}
+
+void append_run(std::vector<ElementRuns>& runs, std::int64_t first, std::int64_t count) {
+  if (!runs.empty()) {
+    ElementRuns& last = runs.back();
+    const std::int64_t end = last.first + (last.repeat - 1) * last.stride + last.count;
+    if (last.repeat == 1 && end == first) {
+      last.count += count;
+      return;
+    }
+    const std::int64_t stride = last.repeat == 1 ? first - last.first : last.stride;
+    if (count == last.count && stride > 0 && first == last.first + last.repeat * stride) {
+      last.stride = stride;
+      ++last.repeat;
+      return;
+    }
+  }
+  runs.push_back({first, count, 0, 1});
+}
+
+std::vector<StatePiece> pieces_to_save(const StepInterpreter& rank) {
+  std::vector<StatePiece> pieces;
+  const ParamPart* current = nullptr;
+  for_each_run(rank.program(), rank.mesh(), rank.rank(),
+               [&](std::size_t chunk, const Bucket& bucket, const Param& param, std::int64_t element,
+                   const ParamPart& part, std::int64_t global, std::int64_t count) {
+                 if (saved_elsewhere(rank, bucket, param)) return;
+                 const std::int64_t begin = rank.share_begin(bucket), end = begin + bucket.shard_elements;
+                 const std::int64_t first = std::max(begin, element), last = std::min(end, element + count);
+                 if (first >= last) return;
+                 if (&part != current) {
+                   pieces.push_back(
+                       {part.name, part.global_shape, static_cast<std::int64_t>(chunk), &bucket, first - begin, 0, {}});
+                   current = &part;
+                 }
+                 pieces.back().elements += last - first;
+                 append_run(pieces.back().runs, global + first - element, last - first);
+               });
+  return pieces;
+}
+
+std::byte* state_at(const StepInterpreter& rank, const StatePiece& piece, StateKind kind) {
+  return state_of(rank, piece.chunk, *piece.bucket, kind) + piece.share * size_of(state_dtype(rank.program().plan));
+}
+
+void put_weights(const StepInterpreter& rank, std::int64_t chunk, const Bucket& bucket, std::int64_t element,
+                 const std::vector<double>& values) {
+  const ParallelPlan& plan = rank.program().plan;
+  std::byte* params = rank.frame(Role::Params, chunk) + bucket.param_offset_bytes;
+  std::byte* masters = state_of(rank, chunk, bucket, StateKind::Weight);
+  const std::int64_t begin = rank.share_begin(bucket);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const std::int64_t at = element + static_cast<std::int64_t>(i), share = at - begin;
+    put(params, param_dtype(plan), at, values[i]);
+    if (share >= 0 && share < bucket.shard_elements) put(masters, state_dtype(plan), share, values[i]);
+  }
+}
+
+void put_moments(const StepInterpreter& rank, std::int64_t chunk, const Bucket& bucket, StateKind kind,
+                 std::int64_t element, const std::vector<double>& values) {
+  std::byte* moments = state_of(rank, chunk, bucket, kind);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const std::int64_t share = element + static_cast<std::int64_t>(i) - rank.share_begin(bucket);
+    if (share >= 0 && share < bucket.shard_elements) put(moments, state_dtype(rank.program().plan), share, values[i]);
+  }
+}
+
+void clear_state(const StepInterpreter& rank) {
+  for (const Frame& frame : rank.stage().frames) {
+    if (frame.role == Role::Params || frame.role == Role::Optimizer)
+      std::memset(rank.frame(frame.role, frame.chunk), 0, index(frame.bytes));
+  }
+}
+
+void initialise(const StepInterpreter& rank, std::uint64_t seed) {
+  clear_state(rank);
+  for_each_run(rank.program(), rank.mesh(), rank.rank(),
+               [&](std::size_t chunk, const Bucket& bucket, const Param& param, std::int64_t element,
+                   const ParamPart& part, std::int64_t global, std::int64_t count) {
+                 const InitialWeights weights(rank.program().model, param, part, seed);
+                 std::vector<double> values;
+                 for (std::int64_t i = 0; i < count; ++i) values.push_back(weights.at(global + i));
+                 put_weights(rank, static_cast<std::int64_t>(chunk), bucket, element, values);
+               });
+}
+
+}  // namespace trainyard::exec

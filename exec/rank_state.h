@@ -1,0 +1,57 @@
+// What a rank keeps from step to step, tensor by tensor under Hugging Face names: master weights and Adam's moments.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "exec/step_interpreter.h"
+
+namespace trainyard::exec {
+
+enum class StateKind : std::uint8_t { Weight, FirstMoment, SecondMoment };
+inline constexpr int kStateKindCount = 3;
+/// Hugging Face's name of the weight, with torch's of the moment behind it: "exp_avg", "exp_avg_sq".
+std::string state_name(const std::string& tensor, StateKind kind);
+
+/// `repeat` runs of `count` elements, `stride` apart, from `first` on: places in a full tensor, row-major.
+struct ElementRuns {
+  std::int64_t first = 0, count = 0, stride = 0, repeat = 1;
+  [[nodiscard]] std::int64_t elements() const { return count * repeat; }
+};
+/// Adds `count` elements at `first`, as one more repeat of the last runs where that is what they are.
+void append_run(std::vector<ElementRuns>& runs, std::int64_t first, std::int64_t count);
+
+/// One contiguous piece of a rank's optimizer state: where it lies, and which elements of which tensor it holds.
+struct StatePiece {
+  std::string tensor;
+  std::vector<std::int64_t> shape;  // the whole tensor's
+  std::int64_t chunk = 0;
+  const Bucket* bucket = nullptr;
+  std::int64_t share = 0;     // first element, in the rank's share of the bucket
+  std::int64_t elements = 0;  // in all runs together
+  std::vector<ElementRuns> runs;
+};
+
+/// The pieces of state that are this rank's to save: of what several ranks hold alike, the first one's.
+std::vector<StatePiece> pieces_to_save(const StepInterpreter& rank);
+
+/// The bytes of a piece.
+std::byte* state_at(const StepInterpreter& rank, const StatePiece& piece, StateKind kind);
+
+/// Sets all parameters and optimizer state to nought, padding included: what reads whole buckets reads that too.
+void clear_state(const StepInterpreter& rank);
+/// Sets elements of a bucket from `element` on: the parameters, in their type, and master weights where the share has
+/// them.
+void put_weights(const StepInterpreter& rank, std::int64_t chunk, const Bucket& bucket, std::int64_t element,
+                 const std::vector<double>& values);
+
+/// The same of a moment.
+void put_moments(const StepInterpreter& rank, std::int64_t chunk, const Bucket& bucket, StateKind kind,
+                 std::int64_t element, const std::vector<double>& values);
+
+/// The weights of the first step; moments are nought.
+void initialise(const StepInterpreter& rank, std::uint64_t seed);
+
+}  // namespace trainyard::exec

@@ -1,0 +1,167 @@
+// Checkpoints: any plan loads what any plan saved, and nothing that is damaged or half written is taken for one.
+#include <catch2/catch.hpp>
+
+#include <filesystem>
+#include <fstream>
+
+#include "tests/exec/training_job.h"
+#include "tests/program/training.h"
+
+using namespace trainyard;
+using namespace trainyard::test;
+namespace fs = std::filesystem;
+
+namespace {
+
+ParallelPlan plan_for(std::int64_t batch) {
+  ParallelPlan plan = tiny_plan();
+  plan.global_batch = batch;
+  return plan;
+}
+
+// Ten plans of one job: the same batch, spread in other ways.
+std::vector<ParallelPlan> ten_plans(const ModelSpec& model) {
+  const auto make = [&](std::int64_t tp, std::int64_t cp, std::int64_t pp, std::int64_t dp, std::int64_t zero) {
+    ParallelPlan plan = plan_for(8);
+    plan.tp = tp, plan.cp = cp, plan.pp = pp, plan.dp = dp, plan.zero_stage = zero;
+    plan.bucket_bytes = 4096;
+    if (model.moe) plan.ep = std::min<std::int64_t>(cp * dp, 2);
+    return plan;
+  };
+  std::vector<ParallelPlan> plans{make(1, 1, 1, 1, 0), make(2, 1, 1, 1, 0), make(1, 2, 1, 1, 1), make(1, 1, 2, 1, 0),
+                                  make(1, 1, 1, 2, 1), make(2, 1, 1, 2, 1), make(1, 2, 2, 1, 1), make(2, 2, 1, 1, 2),
+                                  make(1, 1, 2, 2, 1), make(1, 1, 1, 4, 2)};
+  plans[5].sequence_parallel = true;
+  return plans;
+}
+
+std::string bytes_of(const fs::path& file) {
+  std::ifstream in(file, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+void overwrite(const fs::path& file, const std::string& bytes) { std::ofstream(file, std::ios::binary) << bytes; }
+
+}  // namespace
+
+TEST_CASE("a checkpoint of one plan resumes under ten others with the same losses", "[exec]") {
+  const auto family = GENERATE(ModelFamily::Llama, ModelFamily::Mixtral, ModelFamily::Gpt3);
+  const ModelSpec model = byte_model(family);
+  const TextFile text;
+  const exec::Corpus corpus = exec::Corpus::open(text.path()).value();
+  const std::vector<ParallelPlan> plans = ten_plans(model);
+  const TempDir dir;
+  const StepProgram writer = lower(model, plans[family == ModelFamily::Gpt3 ? 8 : 5]);
+  const std::vector<double> want = losses(train_job(writer, corpus, 6, {dir.path(), 3, 9}));
+  const exec::SavedState saved = exec::SavedState::open(dir.file("step-00000003")).value();
+  CHECK(saved.manifest().step == 3);
+  for (const ParallelPlan& plan : plans) {
+    INFO(describe(model, plan));
+    const StepProgram program = lower(model, plan);
+    REQUIRE(saved.fits(program).empty());
+    const std::vector<double> got = losses(train_job(program, corpus, 6, {}, &saved));
+    REQUIRE(got.size() == 3);
+    for (std::size_t i = 0; i < got.size(); ++i) CHECK(got[i] == Approx(want[i + 3]).epsilon(1e-10));
+  }
+}
+
+TEST_CASE("a run that was resumed is the run that was not, bit for bit", "[exec]") {
+  const auto precision = GENERATE(Precision::F32, Precision::Bf16);
+  const ModelSpec model = byte_model(ModelFamily::Grok1);
+  ParallelPlan plan = plan_for(4);
+  plan.precision = precision;
+  plan.dp = plan.ep = 2;
+  plan.zero_stage = 1;
+  plan.overlap.param_gather = true;
+  const StepProgram program = lower(model, plan);
+  const TextFile text;
+  const exec::Corpus corpus = exec::Corpus::open(text.path()).value();
+  const TempDir dir;
+  const std::vector<double> want = losses(train_job(program, corpus, 5, {dir.path(), 2, 9}));
+  const exec::SavedState saved = exec::SavedState::open(dir.file("step-00000002")).value();
+  const std::vector<double> got = losses(train_job(program, corpus, 5, {}, &saved));
+  CHECK(got == std::vector<double>(want.begin() + 2, want.end()));
+}
+
+TEST_CASE("of checkpoints the newest are kept", "[exec]") {
+  const StepProgram program = lower(byte_model(ModelFamily::Llama), plan_for(1));
+  const TextFile text;
+  const TempDir dir;
+  const exec::TrainingReport report =
+      train_job(program, exec::Corpus::open(text.path()).value(), 5, {dir.path(), 1, 2});
+  CHECK(report.checkpoints == std::vector<std::int64_t>{1, 2, 3, 4, 5});
+  const std::vector<std::string> left = exec::list_checkpoints(dir.path());
+  REQUIRE(left.size() == 2);
+  CHECK(fs::path(left[0]).filename() == "step-00000005");
+  CHECK(fs::path(left[1]).filename() == "step-00000004");
+}
+
+TEST_CASE("a checkpoint that is not whole is seen, and none of it is used", "[exec]") {
+  const StepProgram program = lower(byte_model(ModelFamily::Llama), plan_for(1));
+  const TextFile text;
+  const TempDir dir;
+  train_job(program, exec::Corpus::open(text.path()).value(), 2, {dir.path(), 1, 2});
+  const fs::path newest = dir.file("step-00000002"), data = newest / "rank-00000.safetensors";
+  REQUIRE(exec::SavedState::open(newest).ok());
+  const auto refused = [&] {
+    const auto opened = exec::SavedState::open(newest);
+    CHECK(exec::SavedState::open(dir.file("step-00000001")).ok());
+    return !opened.ok() && !opened.problems().front().rule.empty();
+  };
+  const std::string whole = bytes_of(data), manifest = bytes_of(newest / "manifest.json");
+  SECTION("any bit of its data turned over") {
+    RandomStream random(7, "bits");
+    for (int i = 0; i < 40; ++i) {
+      std::string bytes = whole;
+      bytes[i < 10 ? static_cast<std::size_t>(i) : random.below(bytes.size())] ^=
+          static_cast<char>(1 << random.below(8));
+      overwrite(data, bytes);
+      CHECK(refused());
+    }
+  }
+  SECTION("any byte of its manifest changed") {
+    for (std::size_t i = 0; i + 1 < manifest.size(); i += 3) {
+      std::string bytes = manifest;
+      bytes[i] = static_cast<char>(bytes[i] ^ 1);
+      overwrite(newest / "manifest.json", bytes);
+      INFO(i);
+      CHECK(refused());
+    }
+  }
+  SECTION("cut short") {
+    for (const std::size_t size : {std::size_t{0}, std::size_t{7}, std::size_t{900}, whole.size() - 1}) {
+      overwrite(data, whole.substr(0, size));
+      CHECK(refused());
+    }
+    overwrite(data, whole);
+    overwrite(newest / "manifest.json", manifest.substr(0, manifest.size() / 2));
+    CHECK(refused());
+  }
+  SECTION("a file is missing") {
+    fs::remove(data);
+    CHECK(refused());
+  }
+  SECTION("it was never ended") {
+    fs::remove(newest / "manifest.json");
+    fs::rename(newest, newest.string() + ".partial");
+    REQUIRE(exec::list_checkpoints(dir.path()).size() == 1);
+    CHECK(fs::path(exec::list_checkpoints(dir.path())[0]).filename() == "step-00000001");
+  }
+}
+
+TEST_CASE("what was saved of another model is refused before ranks start", "[exec]") {
+  const ModelSpec model = byte_model(ModelFamily::Llama);
+  const TextFile text;
+  const TempDir dir;
+  train_job(lower(model, plan_for(1)), exec::Corpus::open(text.path()).value(), 1, {dir.path(), 0, 2});
+  const exec::SavedState saved = exec::SavedState::open(dir.file("step-00000001")).value();
+  ModelSpec wider = model;
+  wider.intermediate_size *= 2;
+  ModelSpec deeper = model;
+  deeper.num_hidden_layers += 1;
+  for (const ModelSpec& other : {wider, deeper}) {
+    const Problems problems = saved.fits(lower(other, plan_for(1)));
+    REQUIRE(!problems.empty());
+    CHECK(problems.front().rule.find("model.layers.") != std::string::npos);
+  }
+}

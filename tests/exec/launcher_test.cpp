@@ -1,0 +1,128 @@
+// Whole jobs: what the launcher reports, how it ends when a rank dies or someone asks it to stop, and that any plan
+// starts alike and reads the same text.
+#include <catch2/catch.hpp>
+
+#include <unistd.h>
+
+#include <cmath>
+#include <csignal>
+#include <fstream>
+#include <numeric>
+#include <set>
+
+#include "models/base/stop.h"
+#include "tests/exec/training_job.h"
+
+using namespace trainyard;
+using namespace trainyard::test;
+
+namespace {
+
+// Children of this process.
+std::vector<pid_t> children() {
+  std::ifstream in("/proc/self/task/" + std::to_string(getpid()) + "/children");
+  std::vector<pid_t> out;
+  for (pid_t child = 0; in >> child;) out.push_back(child);
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("a job starts with the loss of a guess and learns", "[exec]") {
+  ParallelPlan plan = tiny_plan();
+  plan.precision = GENERATE(Precision::F32, Precision::Bf16);
+  plan.global_batch = 8;
+  plan.dp = 2;
+  const TextFile text;
+  const exec::TrainingReport report =
+      train_job(lower(byte_model(ModelFamily::Llama), plan), exec::Corpus::open(text.path()).value(), 30);
+  const std::vector<double> got = losses(report);
+  REQUIRE(got.size() == 30);
+  CHECK(got.front() == Approx(std::log(256)).epsilon(0.02));
+  CHECK(got.back() < 3.2);  // the text has some ten letters
+  CHECK(report.ranks.size() == 2);
+  CHECK(children().empty());
+}
+
+TEST_CASE("jobs start alike and read the same text under any plan", "[exec]") {
+  const ModelSpec model = byte_model(GENERATE(ModelFamily::Mixtral, ModelFamily::Gpt3));
+  const TextFile text;
+  const exec::Corpus corpus = exec::Corpus::open(text.path()).value();
+  ParallelPlan one = tiny_plan();
+  one.global_batch = 8;
+  const std::vector<double> want = losses(train_job(lower(model, one), corpus, 4));
+  ParallelPlan many = one;
+  many.tp = many.cp = many.dp = 2;
+  many.micro_batch = 2;
+  const std::vector<double> got = losses(train_job(lower(model, many), corpus, 4));
+  for (std::size_t i = 0; i < want.size(); ++i) CHECK(got.at(i) == Approx(want[i]).epsilon(1e-10));
+}
+
+TEST_CASE("a rank that dies is named, and nobody is left behind", "[exec]") {
+  ParallelPlan plan = tiny_plan();
+  plan.tp = plan.dp = 2;
+  const TextFile text;
+  const exec::Corpus corpus = exec::Corpus::open(text.path()).value();
+  exec::TrainingEvents events;
+  events.on_step = [](const exec::StepReport& step) {
+    if (step.step == 2) kill(children().at(3), SIGKILL);
+  };
+  const exec::TrainingReport report =
+      train_job(lower(byte_model(ModelFamily::Llama), plan), corpus, 1'000'000, {}, nullptr, events);
+  REQUIRE(report.problems.size() == 1);
+  CHECK(to_string(report.problems[0]).find("rank 3") != std::string::npos);
+  CHECK(to_string(report.problems[0]).find("killed by signal 9") != std::string::npos);
+  CHECK(report.problems[0].kind == ProblemKind::Failed);
+  CHECK(report.steps.size() >= 3);
+  CHECK(children().empty());
+}
+
+TEST_CASE("experts that overflow their bound end the job with a cure", "[exec]") {
+  ParallelPlan plan = tiny_plan();
+  plan.global_batch = 4;
+  plan.dp = plan.ep = 4;
+  plan.moe.buffer_factor = 1;
+  const TextFile text;
+  const exec::TrainingReport report =
+      train_job(lower(byte_model(ModelFamily::Mixtral), plan), exec::Corpus::open(text.path()).value(), 100);
+  REQUIRE(report.problems.size() == 1);
+  CHECK(report.problems[0].fix.find("buffer_factor") != std::string::npos);
+  CHECK(report.problems[0].kind == ProblemKind::Infeasible);
+  CHECK(children().empty());
+}
+
+TEST_CASE("every window of a text comes once in each pass, in another order each time", "[exec]") {
+  const std::uint64_t count = GENERATE(1, 2, 5, 64, 1000);
+  std::set<std::vector<std::uint64_t>> orders;
+  for (std::uint64_t key = 0; key < 3; ++key) {
+    std::vector<std::uint64_t> order(count);
+    for (std::uint64_t i = 0; i < count; ++i) order[i] = exec::permuted(i, count, key);
+    orders.insert(order);
+    CHECK(std::set<std::uint64_t>(order.begin(), order.end()).size() == count);
+    CHECK(*std::max_element(order.begin(), order.end()) == count - 1);
+  }
+  if (count >= 64) CHECK(orders.size() == 3);
+}
+
+TEST_CASE("a sample is a stretch of the text and a function of seed, step and sample", "[exec]") {
+  const TextFile text(1000);
+  const exec::Corpus corpus = exec::Corpus::open(text.path()).value();
+  std::ifstream in(text.path());
+  const std::string whole(std::istreambuf_iterator<char>(in), {});
+  std::set<std::string> seen;
+  for (int serial = 0; serial < 99; ++serial) {  // 99 windows of 10 tokens: one pass
+    std::vector<std::int32_t> tokens(11), again(11);
+    corpus.sample(5, serial / 3, serial % 3, 3, 10, tokens.data());
+    corpus.sample(5, serial, 0, 1, 10, again.data());
+    CHECK(tokens == again);
+    const std::string sample(tokens.begin(), tokens.end());
+    CHECK(whole.find(sample) != std::string::npos);
+    seen.insert(sample);
+  }
+  CHECK(seen.size() == 99);
+}
+
+TEST_CASE("text that cannot be read is one problem", "[exec]") {
+  CHECK(!exec::Corpus::open("/nonexistent/text").ok());
+  CHECK(!exec::Corpus::open("/dev/null").ok());
+}

@@ -36,7 +36,7 @@ class RankProcess {
   RankProcess(const RankJob& job, std::int64_t rank, std::vector<int> mesh_sockets, ControlChannel channel)
       : job_(job),
         rank_(rank),
-        kernels_(kernels::cpu_kernels()),
+        kernels_(kernels::cpu_kernels(static_cast<int>(job.program->plan.cpu_threads))),
         communicator_(mesh_communicator(rank, std::move(mesh_sockets))),
         interpreter_(*job.program, rank, *kernels_, *communicator_),
         channel_(std::move(channel)) {}

@@ -7,13 +7,14 @@
 // unless a function says so. Whoever calls has checked shapes; contents (indices, counts) are checked here and end the
 // process when they are wrong, because they can only be wrong through a bug.
 //
-// Determinism. Every function gives the same bits for the same operands and instruction set. Sums over rows
-// (weight gradients, norms) run in row order.
+// Determinism. Every function gives the same bits for the same operands, instruction set and number of threads, if they
+// lie alike in their cache lines; adamw wherever they lie, so that replicas stay alike.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "models/base/dtype.h"
@@ -203,7 +204,10 @@ class Kernels {
   virtual std::uint64_t hash(const Tensor& x) = 0;
 };
 
-/// With Eigen, on the calling thread.
-std::unique_ptr<Kernels> cpu_kernels();
+/// With Eigen, on the calling thread and `threads` - 1 more, compiled for the newest instruction set of this processor
+/// that it knows. $TRAINYARD_CPU may name an older one: "v4" (AVX-512), "v3" (AVX2), "baseline".
+std::unique_ptr<Kernels> cpu_kernels(int threads = 1);
+/// Which it is.
+std::string cpu_instruction_set();
 
 }  // namespace trainyard::kernels

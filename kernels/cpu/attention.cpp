@@ -65,26 +65,38 @@ class QueryBlock {
   Int columns_ = 0;
 };
 
-// Rotates a head by rotate-half rope: forward for sign = 1, its transpose for sign = -1. Angles in f64: positions are
-// large.
+// Rotate-half rope at one position. Angles in f64: positions are large.
 template <class Acc>
-void rotate(Acc* head, const Acc* cos, const Acc* sin, Int half, Acc sign) {
-  for (Int j = 0; j < half; ++j) {
-    const Acc x = head[j], y = head[half + j], s = sign * sin[j];
-    head[j] = x * cos[j] - y * s;
-    head[half + j] = y * cos[j] + x * s;
+class Rope {
+ public:
+  Rope(double theta, Int dim) : half_(dim / 2) {
+    for (Int j = 0; j < half_ && theta > 0; ++j)
+      frequencies_.push_back(std::pow(theta, -2.0 * static_cast<double>(j) / static_cast<double>(dim)));
+    cos_.resize(frequencies_.size());
+    sin_.resize(frequencies_.size());
   }
-}
+  void turn_to(Int position) {
+    for (std::size_t j = 0; j < frequencies_.size(); ++j) {
+      const double angle = static_cast<double>(position) * frequencies_[j];
+      cos_[j] = static_cast<Acc>(std::cos(angle));
+      sin_[j] = static_cast<Acc>(std::sin(angle));
+    }
+  }
+  /// Forward for sign = 1, its transpose for sign = -1.
+  void rotate(Acc* head, Acc sign) const {
+    for (Int j = 0; j < half_; ++j) {
+      const auto i = static_cast<std::size_t>(j);
+      const Acc x = head[j], y = head[half_ + j], s = sign * sin_[i];
+      head[j] = x * cos_[i] - y * s;
+      head[half_ + j] = y * cos_[i] + x * s;
+    }
+  }
 
-template <class Acc>
-void angles(Int position, double theta, Int dim, Acc* cos, Acc* sin) {
-  for (Int j = 0; j < dim / 2; ++j) {
-    const double angle =
-        static_cast<double>(position) * std::pow(theta, -2.0 * static_cast<double>(j) / static_cast<double>(dim));
-    cos[j] = static_cast<Acc>(std::cos(angle));
-    sin[j] = static_cast<Acc>(std::sin(angle));
-  }
-}
+ private:
+  Int half_;
+  std::vector<double> frequencies_;
+  std::vector<Acc> cos_, sin_;
+};
 
 // Attention of one query head over one block of queries.
 template <class Acc>
@@ -135,17 +147,19 @@ void CpuKernels::split_qkv(const Heads& heads, double rope_theta, const Tensor& 
     const Scratch::Scope scope(scratch_);
     const In<Acc> in(qkv, scratch_);
     const Out<Acc> query(q, scratch_), key(k, scratch_), value(v, scratch_);
-    Acc *cos = scratch_.take<Acc>(dim / 2 + 1), *sin = scratch_.take<Acc>(dim / 2 + 1);
-    for (Int t = 0; t < rows; ++t) {
-      const Acc* from = in.row(t, nq + 2 * nk);
-      std::copy_n(from, nq, query.row(t, nq));
-      std::copy_n(from + nq, nk, key.row(t, nk));
-      std::copy_n(from + nq + nk, nk, value.row(t, nk));
-      if (rope_theta <= 0) continue;
-      angles(indices(positions)[t], rope_theta, dim, cos, sin);
-      for (Int h = 0; h < heads.query; ++h) rotate(query.row(t, nq) + h * dim, cos, sin, dim / 2, Acc{1});
-      for (Int h = 0; h < heads.key; ++h) rotate(key.row(t, nk) + h * dim, cos, sin, dim / 2, Acc{1});
-    }
+    parallel(rows, kGrain / (nq + 2 * nk), [&](Int begin, Int end, Int) {
+      Rope<Acc> rope(rope_theta, dim);
+      for (Int t = begin; t < end; ++t) {
+        const Acc* from = in.row(t, nq + 2 * nk);
+        std::copy_n(from, nq, query.row(t, nq));
+        std::copy_n(from + nq, nk, key.row(t, nk));
+        std::copy_n(from + nq + nk, nk, value.row(t, nk));
+        if (rope_theta <= 0) continue;
+        rope.turn_to(indices(positions)[t]);
+        for (Int h = 0; h < heads.query; ++h) rope.rotate(query.row(t, nq) + h * dim, Acc{1});
+        for (Int h = 0; h < heads.key; ++h) rope.rotate(key.row(t, nk) + h * dim, Acc{1});
+      }
+    });
   });
 }
 
@@ -157,16 +171,18 @@ void CpuKernels::merge_qkv_grad(const Heads& heads, double rope_theta, const Ten
     const Scratch::Scope scope(scratch_);
     const In<Acc> query(dq, scratch_), key(dk, scratch_), value(dv, scratch_);
     const Out<Acc> out(dqkv, scratch_);
-    Acc *cos = scratch_.take<Acc>(dim / 2 + 1), *sin = scratch_.take<Acc>(dim / 2 + 1);
-    for (Int t = 0; t < rows; ++t) {
-      Acc* to = out.row(t, nq + 2 * nk);
-      std::copy_n(query.row(t, nq), nq, to);
-      std::copy_n(key.row(t, nk), nk, to + nq);
-      std::copy_n(value.row(t, nk), nk, to + nq + nk);
-      if (rope_theta <= 0) continue;
-      angles(indices(positions)[t], rope_theta, dim, cos, sin);
-      for (Int h = 0; h < heads.query + heads.key; ++h) rotate(to + h * dim, cos, sin, dim / 2, Acc{-1});
-    }
+    parallel(rows, kGrain / (nq + 2 * nk), [&](Int begin, Int end, Int) {
+      Rope<Acc> rope(rope_theta, dim);
+      for (Int t = begin; t < end; ++t) {
+        Acc* to = out.row(t, nq + 2 * nk);
+        std::copy_n(query.row(t, nq), nq, to);
+        std::copy_n(key.row(t, nk), nk, to + nq);
+        std::copy_n(value.row(t, nk), nk, to + nq + nk);
+        if (rope_theta <= 0) continue;
+        rope.turn_to(indices(positions)[t]);
+        for (Int h = 0; h < heads.query + heads.key; ++h) rope.rotate(to + h * dim, Acc{-1});
+      }
+    });
   });
 }
 
@@ -179,13 +195,15 @@ void CpuKernels::attention(const AttentionShape& shape, const Tensor& q, const T
     const Scratch::Scope scope(scratch_);
     const In<Acc> query(q, scratch_), key(k, scratch_), value(v, scratch_);
     const Out<Acc> out(o, scratch_), logs(lse, scratch_);
-    for (Int i = 0; i < shape.batch; ++i) {
+    // Each thread has some of the query heads of some of the sequences.
+    parallel(shape.batch * shape.heads.query, 1, [&](Int from, Int to, Int thread) {
+      Scratch& scratch = scratches_[static_cast<std::size_t>(thread)];
       for (Int begin = 0; begin < local; begin += kQueryBlock) {
         const QueryBlock block(shape, rows, begin, std::min(local, begin + kQueryBlock));
-        const Int first = i * local + begin;
-        for (Int h = 0; h < shape.heads.query; ++h) {
-          const Scratch::Scope inner(scratch_);
-          HeadBlock<Acc> head(shape, block, h, scratch_);
+        for (Int ih = from; ih < to; ++ih) {
+          const Int i = ih / shape.heads.query, h = ih % shape.heads.query, first = i * local + begin;
+          const Scratch::Scope inner(scratch);
+          HeadBlock<Acc> head(shape, block, h, scratch);
           const Int key_at = i * local * nk + h / group * dim;
           MatrixMap<Acc>& scores =
               head.score(query.data() + first * nq + h * dim, nq, key.data() + key_at, nk, rows * nk);
@@ -207,7 +225,7 @@ void CpuKernels::attention(const AttentionShape& shape, const Tensor& q, const T
           }
         }
       }
-    }
+    });
   });
 }
 
@@ -226,24 +244,27 @@ void CpuKernels::attention_grad(const AttentionShape& shape, const Tensor& dout,
     std::fill_n(dkey.data(), dk.size(), Acc{0});
     std::fill_n(dvalue.data(), dv.size(), Acc{0});
     const auto scale = static_cast<Acc>(shape.scale), cap = static_cast<Acc>(shape.softcap);
-    for (Int i = 0; i < shape.batch; ++i) {
+    // Each thread has some of the key heads of some of the sequences, with all query heads of their groups.
+    parallel(shape.batch * shape.heads.key, 1, [&](Int from, Int to, Int thread) {
+      Scratch& scratch = scratches_[static_cast<std::size_t>(thread)];
       for (Int begin = 0; begin < local; begin += kQueryBlock) {
         const QueryBlock block(shape, rows, begin, std::min(local, begin + kQueryBlock));
-        const Int first = i * local + begin, columns = block.columns();
-        for (Int h = 0; h < shape.heads.query; ++h) {
-          const Scratch::Scope inner(scratch_);
-          HeadBlock<Acc> head(shape, block, h, scratch_);
+        const Int columns = block.columns();
+        for (Int ih = from * group; ih < to * group; ++ih) {
+          const Int i = ih / shape.heads.query, h = ih % shape.heads.query, first = i * local + begin;
+          const Scratch::Scope inner(scratch);
+          HeadBlock<Acc> head(shape, block, h, scratch);
           const Int head_at = first * nq + h * dim, key_at = i * local * nk + h / group * dim;
           MatrixMap<Acc>& p = head.score(query.data() + head_at, nq, key.data() + key_at, nk, rows * nk);
           // d softcap(x) / dx, from the scores before masking.
-          MatrixMap<Acc> slope(scratch_.take<Acc>(cap > 0 ? p.size() : 0), cap > 0 ? p.rows() : 0, columns);
+          MatrixMap<Acc> slope(scratch.take<Acc>(cap > 0 ? p.size() : 0), cap > 0 ? p.rows() : 0, columns);
           if (cap > 0) slope = (1 - (p.array() / cap).tanh().square()).matrix();
           head.cap_and_mask();
           const ConstStridedMap<Acc> dO(grads.data() + head_at, block.queries(), dim, Eigen::OuterStride<>(nq));
           const ConstStridedMap<Acc> O(result.data() + head_at, block.queries(), dim, Eigen::OuterStride<>(nq));
           const ConstStridedMap<Acc> Q(query.data() + head_at, block.queries(), dim, Eigen::OuterStride<>(nq));
           StridedMap<Acc> dQ(dquery.data() + head_at, block.queries(), dim, Eigen::OuterStride<>(nq));
-          MatrixMap<Acc> ds(scratch_.take<Acc>(p.size()), p.rows(), columns);
+          MatrixMap<Acc> ds(scratch.take<Acc>(p.size()), p.rows(), columns);
           for (Int t = 0; t < block.queries(); ++t) {
             RowMap<Acc> row(p.data() + t * columns, columns);
             row = (row - logs[(first + t) * shape.heads.query + h]).exp();
@@ -272,7 +293,7 @@ void CpuKernels::attention_grad(const AttentionShape& shape, const Tensor& dout,
           }
         }
       }
-    }
+    });
   });
 }
 

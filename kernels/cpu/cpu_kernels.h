@@ -1,14 +1,20 @@
 // The CPU implementation, one file for each group of kernels.
 #pragma once
 
+#include <algorithm>
+#include <vector>
+
 #include "kernels/cpu/array.h"
 #include "kernels/kernels.h"
 
 namespace trainyard::kernels::cpu {
 
+/// Elements that are worth a thread of their own.
+inline constexpr Int kGrain = 16384;
+
 class CpuKernels final : public Kernels {
  public:
-  CpuKernels();
+  explicit CpuKernels(int threads);
 
   // embedding.cpp
   void embedding(const Tensor& tokens, const Tensor& table, double scale, std::int64_t first_row,
@@ -79,7 +85,29 @@ class CpuKernels final : public Kernels {
   std::uint64_t hash(const Tensor& x) override;
 
  private:
-  Scratch scratch_;
+  /// Calls f(begin, end, thread) for as many stretches of [0, count) as there are threads, or fewer where there is
+  /// little to do: each takes `grain` at least.
+  template <class F>
+  void parallel(Int count, Int grain, F f) const {
+    const Int parts = std::clamp<Int>(count / std::max<Int>(grain, 1), 1, threads_);
+    if (parts == 1) return f(Int{0}, count, Int{0});
+#pragma omp parallel for num_threads(static_cast <int>(parts)) schedule(static)
+    for (Int part = 0; part < parts; ++part) f(count * part / parts, count * (part + 1) / parts, part);
+  }
+
+  int threads_;
+  Scratch scratch_;                 // of the calling thread, outside parallel()
+  std::vector<Scratch> scratches_;  // by thread, inside it
 };
 
 }  // namespace trainyard::kernels::cpu
+
+namespace trainyard::kernels {
+
+/// What a module of kernels for one instruction set exports.
+using MakeKernels = Kernels* (*)(int threads);
+inline constexpr char kMakeKernelsSymbol[] = "trainyard_make_cpu_kernels";
+
+}  // namespace trainyard::kernels
+
+extern "C" trainyard::kernels::Kernels* trainyard_make_cpu_kernels(int threads);

@@ -63,16 +63,18 @@ void CpuKernels::norm(const NormShape& shape, const Tensor& x, const Tensor& wei
     const ConstRowMap<Acc> weights(w.data(), d);
     const Acc* shift = bias.empty() ? nullptr : In<Acc>(bias, scratch_).data();
     Acc* means = shape.centred ? static_cast<Acc*>(mean.data) : nullptr;
-    for (Int t = 0; t < rows; ++t) {
-      const ConstRowMap<Acc> row(in.row(t, d), d);
-      const Acc centre = shape.centred ? row.mean() : Acc{0};
-      const Acc r = 1 / std::sqrt((row - centre).square().mean() + static_cast<Acc>(shape.eps));
-      rstds[t] = r;
-      if (means != nullptr) means[t] = centre;
-      RowMap<Acc> to(out.row(t, d), d);
-      to = (row - centre) * r * weights;
-      if (shift != nullptr) to += ConstRowMap<Acc>(shift, d);
-    }
+    parallel(rows, kGrain / d, [&](Int begin, Int end, Int) {
+      for (Int t = begin; t < end; ++t) {
+        const ConstRowMap<Acc> row(in.row(t, d), d);
+        const Acc centre = shape.centred ? row.mean() : Acc{0};
+        const Acc r = 1 / std::sqrt((row - centre).square().mean() + static_cast<Acc>(shape.eps));
+        rstds[t] = r;
+        if (means != nullptr) means[t] = centre;
+        RowMap<Acc> to(out.row(t, d), d);
+        to = (row - centre) * r * weights;
+        if (shift != nullptr) to += ConstRowMap<Acc>(shift, d);
+      }
+    });
   });
 }
 
@@ -86,21 +88,28 @@ void CpuKernels::norm_grad(const NormShape& shape, const Tensor& dy, const Tenso
     const In<Acc> grads(dy, scratch_), in(x, scratch_), w(weight, scratch_), rstds(rstd, scratch_);
     const Out<Acc> out(dx, scratch_), dw(dweight, scratch_, true);
     const ConstRowMap<Acc> weights(w.data(), d);
-    RowMap<Acc> weight_grad(dw.data(), d);
-    Values<Acc> xhat(d), g(d), bias_grad = Values<Acc>::Zero(dbias.empty() ? 0 : d);
     const auto* means = shape.centred ? static_cast<const Acc*>(mean.data) : nullptr;
-    for (Int t = 0; t < rows; ++t) {
-      const ConstRowMap<Acc> row(in.row(t, d), d), grad(grads.row(t, d), d);
-      xhat = (row - (means != nullptr ? means[t] : Acc{0})) * rstds[t];
-      g = grad * weights;
-      const Acc dot = (g * xhat).mean(), sum = shape.centred ? g.mean() : Acc{0};
-      weight_grad += grad * xhat;
-      if (!dbias.empty()) bias_grad += grad;
-      RowMap<Acc>(out.row(t, d), d) = rstds[t] * (g - xhat * dot - sum);
-    }
+    // Each thread sums its rows; the sums are added in the order of the threads.
+    Matrix<Acc> weight_sums = Matrix<Acc>::Zero(threads_, d), bias_sums = Matrix<Acc>::Zero(threads_, d);
+    parallel(rows, kGrain / d, [&](Int begin, Int end, Int thread) {
+      Values<Acc> xhat(d), g(d);
+      RowMap<Acc> weight_sum(weight_sums.data() + thread * d, d), bias_sum(bias_sums.data() + thread * d, d);
+      for (Int t = begin; t < end; ++t) {
+        const ConstRowMap<Acc> row(in.row(t, d), d), grad(grads.row(t, d), d);
+        xhat = (row - (means != nullptr ? means[t] : Acc{0})) * rstds[t];
+        g = grad * weights;
+        const Acc dot = (g * xhat).mean(), sum = shape.centred ? g.mean() : Acc{0};
+        weight_sum += grad * xhat;
+        if (!dbias.empty()) bias_sum += grad;
+        RowMap<Acc>(out.row(t, d), d) = rstds[t] * (g - xhat * dot - sum);
+      }
+    });
+    for (Int thread = 0; thread < threads_; ++thread)
+      RowMap<Acc>(dw.data(), d) += ConstRowMap<Acc>(weight_sums.data() + thread * d, d);
     if (dbias.empty()) return;
     const Out<Acc> db(dbias, scratch_, true);
-    RowMap<Acc>(db.data(), d) += bias_grad;
+    for (Int thread = 0; thread < threads_; ++thread)
+      RowMap<Acc>(db.data(), d) += ConstRowMap<Acc>(bias_sums.data() + thread * d, d);
   });
 }
 
@@ -136,8 +145,10 @@ void CpuKernels::bias_add(const Tensor& x, const Tensor& bias, const Tensor& y) 
     const Scratch::Scope scope(scratch_);
     const In<Acc> in(x, scratch_), shift(bias, scratch_);
     const Out<Acc> out(y, scratch_);
-    for (Int t = 0; t < rows; ++t)
-      RowMap<Acc>(out.row(t, n), n) = ConstRowMap<Acc>(in.row(t, n), n) + ConstRowMap<Acc>(shift.data(), n);
+    parallel(rows, kGrain / n, [&](Int begin, Int end, Int) {
+      for (Int t = begin; t < end; ++t)
+        RowMap<Acc>(out.row(t, n), n) = ConstRowMap<Acc>(in.row(t, n), n) + ConstRowMap<Acc>(shift.data(), n);
+    });
   });
 }
 
@@ -148,7 +159,10 @@ void CpuKernels::bias_grad(const Tensor& dy, const Tensor& dbias) {
     const Scratch::Scope scope(scratch_);
     const In<Acc> grads(dy, scratch_);
     const Out<Acc> out(dbias, scratch_, true);
-    for (Int t = 0; t < rows; ++t) RowMap<Acc>(out.data(), n) += ConstRowMap<Acc>(grads.row(t, n), n);
+    parallel(n, kGrain / std::max<Int>(rows, 1), [&](Int begin, Int end, Int) {
+      RowMap<Acc> sum(out.data() + begin, end - begin);
+      for (Int t = 0; t < rows; ++t) sum += ConstRowMap<Acc>(grads.row(t, n) + begin, end - begin);
+    });
   });
 }
 
@@ -159,11 +173,13 @@ void CpuKernels::activation(Act act, bool gated, const Tensor& h, const Tensor& 
     const Scratch::Scope scope(scratch_);
     const In<Acc> in(h, scratch_);
     const Out<Acc> out(a, scratch_);
-    for (Int t = 0; t < rows; ++t) {
-      RowMap<Acc> to(out.row(t, f), f);
-      to = activate<Acc>(act, ConstRowMap<Acc>(in.row(t, width), f));
-      if (gated) to *= ConstRowMap<Acc>(in.row(t, width) + f, f);
-    }
+    parallel(rows, kGrain / width, [&](Int begin, Int end, Int) {
+      for (Int t = begin; t < end; ++t) {
+        RowMap<Acc> to(out.row(t, f), f);
+        to = activate<Acc>(act, ConstRowMap<Acc>(in.row(t, width), f));
+        if (gated) to *= ConstRowMap<Acc>(in.row(t, width) + f, f);
+      }
+    });
   });
 }
 
@@ -175,14 +191,16 @@ void CpuKernels::activation_grad(Act act, bool gated, const Tensor& da, const Te
     const Scratch::Scope scope(scratch_);
     const In<Acc> grads(da, scratch_), in(h, scratch_);
     const Out<Acc> out(dh, scratch_);
-    for (Int t = 0; t < rows; ++t) {
-      const ConstRowMap<Acc> grad(grads.row(t, f), f), gate(in.row(t, width), f);
-      RowMap<Acc> to(out.row(t, width), f);
-      to = grad * activate_slope<Acc>(act, gate);
-      if (!gated) continue;
-      to *= ConstRowMap<Acc>(in.row(t, width) + f, f);
-      RowMap<Acc>(out.row(t, width) + f, f) = grad * activate<Acc>(act, gate);
-    }
+    parallel(rows, kGrain / width, [&](Int begin, Int end, Int) {
+      for (Int t = begin; t < end; ++t) {
+        const ConstRowMap<Acc> grad(grads.row(t, f), f), gate(in.row(t, width), f);
+        RowMap<Acc> to(out.row(t, width), f);
+        to = grad * activate_slope<Acc>(act, gate);
+        if (!gated) continue;
+        to *= ConstRowMap<Acc>(in.row(t, width) + f, f);
+        RowMap<Acc>(out.row(t, width) + f, f) = grad * activate<Acc>(act, gate);
+      }
+    });
   });
 }
 
@@ -192,8 +210,10 @@ void CpuKernels::add(const Tensor& a, const Tensor& b, const Tensor& c) {
     const Scratch::Scope scope(scratch_);
     const In<Acc> left(a, scratch_), right(b, scratch_);
     const Out<Acc> out(c, scratch_);
-    RowMap<Acc>(out.data(), c.size()) =
-        ConstRowMap<Acc>(left.data(), c.size()) + ConstRowMap<Acc>(right.data(), c.size());
+    parallel(c.size(), kGrain, [&](Int begin, Int end, Int) {
+      RowMap<Acc>(out.data() + begin, end - begin) =
+          ConstRowMap<Acc>(left.data() + begin, end - begin) + ConstRowMap<Acc>(right.data() + begin, end - begin);
+    });
   });
 }
 

@@ -123,7 +123,9 @@ void CpuKernels::permute(const Tensor& x, const Tensor& experts, const Tensor& r
     const Scratch::Scope scope(scratch_);
     const In<Acc> in(x, scratch_);
     const Out<Acc> out(rows, scratch_);
-    for (Int s = 0; s < slots; ++s) std::copy_n(in.row(s / k, d), d, out.row(map[s], d));
+    parallel(slots, kGrain / d, [&](Int begin, Int end, Int) {
+      for (Int s = begin; s < end; ++s) std::copy_n(in.row(s / k, d), d, out.row(map[s], d));
+    });
   });
 }
 
@@ -135,9 +137,11 @@ void CpuKernels::permute_grad(const Tensor& drows, const Tensor& row_map, const 
     const Scratch::Scope scope(scratch_);
     const In<Acc> in(drows, scratch_);
     const Out<Acc> out(dx, scratch_);
-    std::fill_n(out.data(), dx.size(), Acc{0});
-    for (Int s = 0; s < slots; ++s)
-      RowMap<Acc>(out.row(s / k, d), d) += ConstRowMap<Acc>(in.row(index_below(map[s], drows.dims[0]), d), d);
+    parallel(dx.dims[0], kGrain / d, [&](Int begin, Int end, Int) {
+      std::fill_n(out.row(begin, d), (end - begin) * d, Acc{0});
+      for (Int s = begin * k; s < end * k; ++s)
+        RowMap<Acc>(out.row(s / k, d), d) += ConstRowMap<Acc>(in.row(index_below(map[s], drows.dims[0]), d), d);
+    });
   });
 }
 
@@ -149,11 +153,13 @@ void CpuKernels::unpermute(const Tensor& rows, const Tensor& row_map, const Tens
     const Scratch::Scope scope(scratch_);
     const In<Acc> in(rows, scratch_), weights(probs, scratch_);
     const Out<Acc> out(y, scratch_);
-    std::fill_n(out.data(), y.size(), Acc{0});
-    for (Int s = 0; s < slots; ++s) {
-      RowMap<Acc>(out.row(s / k, d), d) +=
-          weights[s] * ConstRowMap<Acc>(in.row(index_below(map[s], rows.dims[0]), d), d);
-    }
+    parallel(y.dims[0], kGrain / d, [&](Int begin, Int end, Int) {
+      std::fill_n(out.row(begin, d), (end - begin) * d, Acc{0});
+      for (Int s = begin * k; s < end * k; ++s) {
+        RowMap<Acc>(out.row(s / k, d), d) +=
+            weights[s] * ConstRowMap<Acc>(in.row(index_below(map[s], rows.dims[0]), d), d);
+      }
+    });
   });
 }
 
@@ -166,12 +172,14 @@ void CpuKernels::unpermute_grad(const Tensor& dy, const Tensor& rows, const Tens
     const Scratch::Scope scope(scratch_);
     const In<Acc> grads(dy, scratch_), in(rows, scratch_), weights(probs, scratch_);
     const Out<Acc> out(drows, scratch_), dweights(dprobs, scratch_);
-    for (Int s = 0; s < slots; ++s) {
-      const Int row = index_below(map[s], rows.dims[0]);
-      const ConstRowMap<Acc> grad(grads.row(s / k, d), d);
-      RowMap<Acc>(out.row(row, d), d) = weights[s] * grad;
-      dweights[s] = (grad * ConstRowMap<Acc>(in.row(row, d), d)).sum();
-    }
+    parallel(slots, kGrain / d, [&](Int begin, Int end, Int) {
+      for (Int s = begin; s < end; ++s) {
+        const Int row = index_below(map[s], rows.dims[0]);
+        const ConstRowMap<Acc> grad(grads.row(s / k, d), d);
+        RowMap<Acc>(out.row(row, d), d) = weights[s] * grad;
+        dweights[s] = (grad * ConstRowMap<Acc>(in.row(row, d), d)).sum();
+      }
+    });
   });
 }
 

@@ -25,7 +25,9 @@ void CpuKernels::xent_max(const Xent& xent, const Tensor& logits, const Tensor& 
     const Scratch::Scope scope(scratch_);
     const In<Acc> in(logits, scratch_);
     const Out<Acc> out(max, scratch_);
-    for (Int t = 0; t < rows; ++t) out[t] = capped(xent, in.row(t, v), v).maxCoeff();
+    parallel(rows, kGrain / v, [&](Int begin, Int end, Int) {
+      for (Int t = begin; t < end; ++t) out[t] = capped(xent, in.row(t, v), v).maxCoeff();
+    });
   });
 }
 
@@ -37,12 +39,14 @@ void CpuKernels::xent_sum(const Xent& xent, const Tensor& logits, const Tensor& 
     const Scratch::Scope scope(scratch_);
     const In<Acc> in(logits, scratch_), maxima(max, scratch_);
     const Out<Acc> out(stats, scratch_);
-    for (Int t = 0; t < rows; ++t) {
-      const auto l = capped(xent, in.row(t, v), v);
-      const Int label = indices(labels)[t] - xent.first_token;
-      out[2 * t] = (l - maxima[t]).exp().sum();
-      out[2 * t + 1] = label >= 0 && label < v ? l[label] : Acc{0};
-    }
+    parallel(rows, kGrain / v, [&](Int begin, Int end, Int) {
+      for (Int t = begin; t < end; ++t) {
+        const auto l = capped(xent, in.row(t, v), v);
+        const Int label = indices(labels)[t] - xent.first_token;
+        out[2 * t] = (l - maxima[t]).exp().sum();
+        out[2 * t + 1] = label >= 0 && label < v ? l[label] : Acc{0};
+      }
+    });
   });
 }
 
@@ -66,15 +70,17 @@ void CpuKernels::xent_grad(const Xent& xent, const Tensor& logits, const Tensor&
     const In<Acc> in(logits, scratch_), maxima(max, scratch_), sums(stats, scratch_);
     const Out<Acc> out(dlogits, scratch_);
     const auto cap = static_cast<Acc>(xent.softcap), scale = static_cast<Acc>(xent.scale * xent.alpha);
-    for (Int t = 0; t < rows; ++t) {
-      const Eigen::Array<Acc, Eigen::Dynamic, 1> l = capped(xent, in.row(t, v), v);
-      const Int label = indices(labels)[t] - xent.first_token;
-      RowMap<Acc> grad(out.row(t, v), v);
-      grad = (l - maxima[t]).exp() / sums[2 * t];
-      if (label >= 0 && label < v) grad[label] -= 1;
-      grad *= scale;
-      if (cap > 0) grad *= 1 - (l / cap).square();
-    }
+    parallel(rows, kGrain / v, [&](Int begin, Int end, Int) {
+      for (Int t = begin; t < end; ++t) {
+        const Eigen::Array<Acc, Eigen::Dynamic, 1> l = capped(xent, in.row(t, v), v);
+        const Int label = indices(labels)[t] - xent.first_token;
+        RowMap<Acc> grad(out.row(t, v), v);
+        grad = (l - maxima[t]).exp() / sums[2 * t];
+        if (label >= 0 && label < v) grad[label] -= 1;
+        grad *= scale;
+        if (cap > 0) grad *= 1 - (l / cap).square();
+      }
+    });
   });
 }
 

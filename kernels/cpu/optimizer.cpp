@@ -41,7 +41,9 @@ void CpuKernels::accumulate(const Tensor& x, const Tensor& y) {
     const Scratch::Scope scope(scratch_);
     const In<Acc> in(x, scratch_);
     const Out<Acc> out(y, scratch_, true);
-    RowMap<Acc>(out.data(), y.size()) += ConstRowMap<Acc>(in.data(), x.size());
+    parallel(y.size(), kGrain, [&](Int begin, Int end, Int) {
+      RowMap<Acc>(out.data() + begin, end - begin) += ConstRowMap<Acc>(in.data() + begin, end - begin);
+    });
   });
 }
 
@@ -77,12 +79,18 @@ void CpuKernels::adamw(const Adam& adam, const Tensor& grads, const Tensor& squa
       const Out<Acc> weight(part_of(master, range), scratch_, true), first(part_of(m, range), scratch_, true),
           second(part_of(v, range), scratch_, true), out(part_of(params, range), scratch_);
       const auto decay = static_cast<Acc>(range.decay ? 1 - adam.learning_rate * adam.weight_decay : 1.0);
-      const ConstRowMap<Acc> g(grad.data(), range.count);
-      RowMap<Acc> w(weight.data(), range.count), m1(first.data(), range.count), m2(second.data(), range.count);
-      m1 = beta1 * m1 + (1 - beta1) * (clip * g);
-      m2 = beta2 * m2 + (1 - beta2) * (clip * g).square();
-      w = w * decay - rate * (m1 / correction1) / ((m2 / correction2).sqrt() + eps);
-      RowMap<Acc>(out.data(), range.count) = w;
+      // Plain arithmetic: an element's bits must not depend on where in the buffer it lies, or replicas would part.
+      const Acc* __restrict g = grad.data();
+      Acc* __restrict w = weight.data(), * __restrict m1 = first.data(), * __restrict m2 = second.data(), * __restrict to = out.data();
+      parallel(range.count, kGrain, [&](Int begin, Int end, Int) {
+        for (Int i = begin; i < end; ++i) {
+          const Acc x = clip * g[i];
+          m1[i] = beta1 * m1[i] + (1 - beta1) * x;
+          m2[i] = beta2 * m2[i] + (1 - beta2) * x * x;
+          w[i] = w[i] * decay - rate * (m1[i] / correction1) / (std::sqrt(m2[i] / correction2) + eps);
+          to[i] = w[i];
+        }
+      });
     }
   });
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -10,9 +11,22 @@
 
 namespace trainyard::kernels::test {
 
+/// Memory that lies as an arena's does: how an element is rounded may depend on its place in a cache line.
+template <class T>
+struct Aligned {
+  using value_type = T;
+  Aligned() = default;
+  template <class U>
+  Aligned(const Aligned<U>& /*other*/) {}  // NOLINT(google-explicit-constructor)
+  T* allocate(std::size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), kAlignment)); }
+  void deallocate(T* memory, std::size_t /*count*/) { ::operator delete(memory, kAlignment); }
+  bool operator==(const Aligned&) const { return true; }
+  static constexpr std::align_val_t kAlignment{64};
+};
+
 /// In float64.
 struct Array {
-  std::vector<double> values;
+  std::vector<double, Aligned<double>> values;
   std::array<std::int64_t, 3> dims{1, 1, 1};
 
   Array() = default;

@@ -28,7 +28,8 @@ struct Stored {
   }
 };
 
-double distance(const std::vector<double>& got, const std::vector<double>& want) {
+template <class Values>
+double distance(const std::vector<double>& got, const Values& want) {
   double difference = 0, size = 0;
   for (std::size_t i = 0; i < want.size(); ++i) {
     difference += (got[i] - want[i]) * (got[i] - want[i]);

@@ -34,8 +34,8 @@ Reference::Reference(const StepProgram& program, std::uint64_t seed, Compute com
       if (frame.offset_bytes < 0 || frame.offset_bytes + frame.bytes > rank.stage->arena_bytes)
         throw std::runtime_error("a frame does not lie in the arena");
     }
-    rank.arena.resize(index(rank.stage->arena_bytes));
-    poison(rank.arena.data(), rank.stage->arena_bytes);
+    rank.arena.resize(index(rank.stage->arena_bytes + kPageBytes - 1) / kPageBytes);
+    poison(rank.arena.data()->data(), rank.stage->arena_bytes);
     std::int64_t ops = 0;
     for (std::size_t i = 0; i < rank.stage->items.size(); ++i) {
       const Item& item = rank.stage->items[i];
@@ -53,7 +53,7 @@ Reference::Reference(const StepProgram& program, std::uint64_t seed, Compute com
 }
 
 std::byte* Reference::at(const Rank& rank, std::int32_t frame) const {
-  return const_cast<std::byte*>(rank.arena.data()) + rank.stage->frames[index(frame)].offset_bytes;
+  return const_cast<std::byte*>(rank.arena.data()->data()) + rank.stage->frames[index(frame)].offset_bytes;
 }
 
 template <class Visit>

@@ -55,10 +55,13 @@ class Reference {
     std::int32_t item;
     OpId op;
   };
+  static constexpr std::size_t kPageBytes = 4096;
+  struct alignas(kPageBytes) Page : std::array<std::byte, kPageBytes> {};
   struct Rank {
     std::int64_t id = 0;
     const StageProgram* stage = nullptr;
-    std::vector<std::byte> arena;
+    /// Aligned as real arenas are: where an element lies may decide how it is rounded.
+    std::vector<Page> arena;
     std::array<std::vector<Launch>, kStreamCount> queue;
     std::array<std::size_t, kStreamCount> head{};
     std::vector<std::int64_t> first;    // by item: its first op

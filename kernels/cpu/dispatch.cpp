@@ -1,0 +1,68 @@
+// Picks the kernels that were compiled for the newest instruction set this processor has.
+
+#include <dlfcn.h>
+#include <fmt/format.h>
+
+#include <cstdlib>
+#include <filesystem>
+
+#include "kernels/cpu/cpu_kernels.h"
+
+namespace trainyard::kernels {
+
+namespace {
+
+bool supported(const std::string& set) {
+#if defined(__x86_64__)
+  if (set == "v4") return __builtin_cpu_supports("x86-64-v4") != 0;
+  if (set == "v3") return __builtin_cpu_supports("x86-64-v3") != 0;
+#endif
+  return set == "baseline";
+}
+
+// Beside the binary, where it was installed, or where it was built.
+std::vector<std::string> module_folders() {
+  std::vector<std::string> folders;
+  std::error_code error;
+  const auto binary = std::filesystem::read_symlink("/proc/self/exe", error);
+  if (!error) {
+    folders.push_back(binary.parent_path().string());
+    folders.push_back((binary.parent_path() / "../lib/trainyard").string());
+  }
+  folders.emplace_back(TRAINYARD_KERNELS_DIR);
+  return folders;
+}
+
+MakeKernels open_module(const std::string& set) {
+  for (const std::string& folder : module_folders()) {
+    void* module = dlopen(fmt::format("{}/trainyard_kernels_{}.so", folder, set).c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (module == nullptr) continue;
+    if (void* make = dlsym(module, kMakeKernelsSymbol)) return reinterpret_cast<MakeKernels>(make);
+  }
+  return nullptr;
+}
+
+struct Choice {
+  std::string set = "baseline";
+  MakeKernels make = trainyard_make_cpu_kernels;
+};
+
+const Choice& choice() {
+  static const Choice chosen = [] {
+    const char* wanted = std::getenv("TRAINYARD_CPU");
+    for (const char* set : {"v4", "v3"}) {
+      if (!supported(set) || (wanted != nullptr && wanted != std::string(set))) continue;
+      if (const MakeKernels make = open_module(set)) return Choice{set, make};
+    }
+    return Choice{};
+  }();
+  return chosen;
+}
+
+}  // namespace
+
+std::string cpu_instruction_set() { return choice().set; }
+
+std::unique_ptr<Kernels> cpu_kernels(int threads) { return std::unique_ptr<Kernels>(choice().make(threads)); }
+
+}  // namespace trainyard::kernels

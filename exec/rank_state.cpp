@@ -98,8 +98,13 @@ void put_weights(const StepInterpreter& rank, std::int64_t chunk, const Bucket& 
   const std::int64_t begin = rank.share_begin(bucket);
   for (std::size_t i = 0; i < values.size(); ++i) {
     const std::int64_t at = element + static_cast<std::int64_t>(i), share = at - begin;
-    put(params, param_dtype(plan), at, values[i]);
-    if (share >= 0 && share < bucket.shard_elements) put(masters, state_dtype(plan), share, values[i]);
+    const bool mine = share >= 0 && share < bucket.shard_elements;
+    if (!params_sharded(bucket, plan)) {
+      put(params, param_dtype(plan), at, values[i]);
+    } else if (mine) {
+      put(params, param_dtype(plan), share, values[i]);
+    }
+    if (mine) put(masters, state_dtype(plan), share, values[i]);
   }
 }
 

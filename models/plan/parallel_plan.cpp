@@ -13,7 +13,8 @@ namespace trainyard {
 
 GradSync ParallelPlan::effective_grad_sync() const {
   if (grad_sync) return *grad_sync;
-  return zero_stage >= 2 && pp == 1 ? GradSync::EveryMicroBatch : GradSync::LastMicroBatch;
+  const bool every = zero_stage >= 3 || (zero_stage == 2 && pp == 1);
+  return every ? GradSync::EveryMicroBatch : GradSync::LastMicroBatch;
 }
 
 std::vector<std::int64_t> layers_per_chunk(const ModelSpec& model, const ParallelPlan& plan) {
@@ -168,9 +169,9 @@ class PlanRules {
         plan_.global_batch % per_step == 0 && plan_.global_batch > 0, "global_batch_size", text(plan_.global_batch),
         fmt::format("must be a multiple of dp*micro_batch_size = {}", per_step),
         fmt::format("use {}", std::max<std::int64_t>(1, (plan_.global_batch + per_step - 1) / per_step) * per_step));
-    rule_.expect(plan_.zero_stage == 2 || plan_.grad_sync != GradSync::EveryMicroBatch, "grad_sync",
-                 "every_micro_batch", "means something only with ZeRO 2, which keeps no whole gradients",
-                 "remove it, or set zero_stage to 2");
+    rule_.expect(plan_.zero_stage >= 2 || plan_.grad_sync != GradSync::EveryMicroBatch, "grad_sync",
+                 "every_micro_batch", "means something only from ZeRO 2 on, which keeps no whole gradients",
+                 "remove it, or set zero_stage to 2 or 3");
   }
 
   void placement(const ClusterSpec& cluster) {

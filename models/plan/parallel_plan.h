@@ -74,9 +74,10 @@ struct ParallelPlan {
   /// Fastest-varying axis first: "tp-cp-ep-dp-pp" or "tp-cp-ep-pp-dp" (Megatron's two orders).
   std::string order = "tp-cp-ep-dp-pp";
   bool sequence_parallel = false;
-  /// 0: replicated; 1: optimizer state sharded; 2: gradients too.
+  /// 0: replicated; 1: optimizer state sharded; 2: gradients too; 3: parameters too, gathered bucket by bucket for each
+  /// pass (FSDP).
   std::int64_t zero_stage = 0;
-  /// Unset: every micro-batch for ZeRO 2 without pipeline, else the last one.
+  /// Unset: every micro-batch for ZeRO 3, and for ZeRO 2 without pipeline; else the last one.
   std::optional<GradSync> grad_sync;
 
   PipelineSchedule schedule = PipelineSchedule::OneFOneB;

@@ -95,6 +95,7 @@ OpId BlockBuilder::add(Op op) {
   }
   set_cost(op, block_.tensors);
   std::sort(op.deps.begin(), op.deps.end());
+  if (op.stream == Stream::Compute) last_compute_op_ = id;
   block_.ops.push_back(std::move(op));
   return id;
 }

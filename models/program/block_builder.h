@@ -23,11 +23,14 @@ class BlockBuilder {
   /// A part of a transient tensor, `offset_bytes` into it.
   TensorId view(TensorId base, std::string name, Shape shape, std::int64_t offset_bytes);
 
-  /// Appends an op. `in` and `out` must be set; deps, FLOPs and bytes are filled here.
+  /// Appends an op. `in` and `out` must be set; FLOPs, bytes and dependencies by data are filled here. It may bring
+  /// dependencies of its own.
   OpId add(Op op);
 
   [[nodiscard]] const Tensor& tensor(TensorId id) const { return block_.tensors[static_cast<std::size_t>(id)]; }
   [[nodiscard]] std::size_t op_count() const { return block_.ops.size(); }
+  /// The last op on the compute stream so far, or -1.
+  [[nodiscard]] OpId last_compute_op() const { return last_compute_op_; }
 
   /// Joins comm ops that still use transient memory, packs, and returns the block.
   Block finish();
@@ -44,7 +47,7 @@ class BlockBuilder {
   void pack_transients();
 
   Block block_;
-  OpId last_host_sync_ = -1;
+  OpId last_host_sync_ = -1, last_compute_op_ = -1;
   std::vector<TensorId> base_;             // of a view, or the tensor itself
   std::vector<Access> accesses_;           // by storage
   std::vector<TensorId> bucket_views_[2];  // placed tensors of Params and of Grads

@@ -7,6 +7,7 @@
 #include "models/base/check.h"
 #include "models/program/block_builder.h"
 #include "models/program/gradient_sync.h"
+#include "models/program/param_gather.h"
 #include "models/program/parameters.h"
 #include "models/program/step_blocks.h"
 
@@ -51,7 +52,12 @@ using SavedLayout = std::map<ValueId, std::int64_t>;
 class Emitter {
  public:
   Emitter(const Graph& graph, const ParallelPlan& plan, const Chunk& chunk, BlockKind kind, const std::string& name)
-      : graph_(graph), plan_(plan), chunk_(chunk), builder_(kind, name), tensors_(graph.values.size(), -1) {}
+      : graph_(graph),
+        plan_(plan),
+        chunk_(chunk),
+        builder_(kind, name),
+        gather_(builder_, plan, chunk),
+        tensors_(graph.values.size(), -1) {}
 
  protected:
   const Value& value(ValueId id) const { return graph_.value(id); }
@@ -65,16 +71,22 @@ class Emitter {
   TensorId given(ValueId id) {
     const Value& v = value(id);
     switch (v.source) {
-      case ValueSource::Param: {
-        const Bucket& bucket = chunk_.buckets[index(v.bucket)];
-        const Param& param = bucket.params[index(v.param)];
-        return placed_value(id, Role::Params, bucket.param_offset_bytes + param.offset_elements * size_of(v.dtype));
-      }
+      case ValueSource::Param: return param(id);
       case ValueSource::Batch: return placed_value(id, Role::Batch, v.batch_offset_bytes);
       case ValueSource::Input: return placed_value(id, Role::Input, 0);
       case ValueSource::Computed: break;
     }
     TY_CHECK(false, "a computed value is not given");
+  }
+
+  TensorId param(ValueId id) {
+    const Value& v = value(id);
+    const Bucket& bucket = chunk_.buckets[index(v.bucket)];
+    const std::int64_t offset = bucket.params[index(v.param)].offset_elements * size_of(v.dtype);
+    if (!params_sharded(bucket, plan_)) return placed_value(id, Role::Params, bucket.param_offset_bytes + offset);
+    TensorId& have = tensors_[index(id)];
+    if (have < 0) have = builder_.view(gather_.whole(v.bucket), v.name, v.shape, offset);
+    return have;
   }
 
   TensorId loss_tensor() {
@@ -98,6 +110,7 @@ class Emitter {
   const ParallelPlan& plan_;
   const Chunk& chunk_;
   BlockBuilder builder_;
+  ParamGather gather_;
   std::vector<TensorId> tensors_;  // by value: where this block has it, or -1
 };
 
@@ -106,7 +119,20 @@ class ForwardEmitter : Emitter {
   ForwardEmitter(const Graph& graph, const ParallelPlan& plan, const Chunk& chunk, const std::string& name)
       : Emitter(graph, plan, chunk, BlockKind::Forward, name) {}
 
-  Block emit(const SavedLayout& saved) {
+  Block emit(const SavedLayout& saved, std::vector<std::int32_t> gather_order) {
+    gather_.expect(std::move(gather_order));
+    run(saved);
+    return builder_.finish();
+  }
+
+  // In which order the pass uses buckets that it has to gather.
+  std::vector<std::int32_t> gather_order(const SavedLayout& saved) {
+    run(saved);
+    return gather_.order();
+  }
+
+ private:
+  void run(const SavedLayout& saved) {
     for (const Node& node : graph_.nodes) {
       for (const ValueId out : node.out) {
         if (!node.tp_entry) tensors_[index(out)] = place(out, saved);
@@ -115,10 +141,8 @@ class ForwardEmitter : Emitter {
         return value(id).source == ValueSource::Computed ? tensors_[index(id)] : given(id);
       });
     }
-    return builder_.finish();
   }
 
- private:
   TensorId place(ValueId id, const SavedLayout& saved) {
     if (id == graph_.output) return placed_value(id, Role::Output, 0);
     if (const auto entry = saved.find(id); entry != saved.end()) return placed_value(id, Role::Saved, entry->second);
@@ -140,16 +164,21 @@ class BackwardEmitter : Emitter {
     sync_.expect(std::move(uses));
   }
 
-  Block emit(const SavedLayout& saved) {
+  Block emit(const SavedLayout& saved, std::vector<std::int32_t> gather_order) {
     saved_ = &saved;
+    gather_.expect(std::move(gather_order));
     run();
     return builder_.finish();
   }
 
-  // Which values the backward pass reads that the forward pass keeps.
-  std::set<ValueId> reads() {
+  // What the backward pass will want, found by a run whose block is thrown away.
+  struct Wants {
+    std::set<ValueId> reads;                 // values that the forward pass keeps
+    std::vector<std::int32_t> gather_order;  // buckets that it has to gather
+  };
+  Wants wants() {
     run();
-    return reads_;
+    return {reads_, gather_.order()};
   }
 
  private:
@@ -466,7 +495,7 @@ class BackwardEmitter : Emitter {
 SavedLayout saved_layout(const Graph& graph, const ParallelPlan& plan, const Chunk& chunk) {
   SavedLayout layout;
   std::int64_t offset = 0;
-  for (const ValueId id : BackwardEmitter(graph, plan, chunk, false, "").reads()) {
+  for (const ValueId id : BackwardEmitter(graph, plan, chunk, false, "").wants().reads) {
     layout[id] = offset;
     offset += align(graph.value(id).shape.elements() * size_of(graph.value(id).dtype));
   }
@@ -476,12 +505,15 @@ SavedLayout saved_layout(const Graph& graph, const ParallelPlan& plan, const Chu
 }  // namespace
 
 Block forward_block(const Graph& graph, const ParallelPlan& plan, const Chunk& chunk, const std::string& name) {
-  return ForwardEmitter(graph, plan, chunk, name).emit(saved_layout(graph, plan, chunk));
+  const SavedLayout saved = saved_layout(graph, plan, chunk);
+  return ForwardEmitter(graph, plan, chunk, name)
+      .emit(saved, ForwardEmitter(graph, plan, chunk, name).gather_order(saved));
 }
 
 Block backward_block(const Graph& graph, const ParallelPlan& plan, const Chunk& chunk, bool sync_gradients,
                      const std::string& name) {
-  return BackwardEmitter(graph, plan, chunk, sync_gradients, name).emit(saved_layout(graph, plan, chunk));
+  return BackwardEmitter(graph, plan, chunk, sync_gradients, name)
+      .emit(saved_layout(graph, plan, chunk), BackwardEmitter(graph, plan, chunk, false, "").wants().gather_order);
 }
 
 }  // namespace trainyard

@@ -326,7 +326,7 @@ void place_buckets(Chunk& chunk, const ParallelPlan& plan) {
     bucket.param_offset_bytes = params;
     bucket.grad_offset_bytes = grads;
     bucket.optimizer_offset_bytes = state;
-    params += round_up(bucket.elements * size_of(param_dtype(plan)), 256);
+    params += round_up(param_elements(bucket, plan) * size_of(param_dtype(plan)), 256);
     grads += round_up(grad_elements(bucket, plan) * size_of(grad_dtype(plan)), 256);
     state += 3 * round_up(bucket.shard_elements * size_of(state_dtype(plan)), 256);
   }
@@ -356,6 +356,14 @@ std::string layer_param(std::int64_t layer, const char* what) { return fmt::form
 bool reduces_every_micro_batch(const Bucket& bucket, const ParallelPlan& plan) {
   return plan.zero_stage >= 2 && plan.effective_grad_sync() == GradSync::EveryMicroBatch &&
          group_size(plan, bucket.group) > 1;
+}
+
+bool params_sharded(const Bucket& bucket, const ParallelPlan& plan) {
+  return plan.zero_stage >= 3 && group_size(plan, bucket.group) > 1;
+}
+
+std::int64_t param_elements(const Bucket& bucket, const ParallelPlan& plan) {
+  return params_sharded(bucket, plan) ? bucket.shard_elements : bucket.elements;
 }
 
 std::int64_t grad_elements(const Bucket& bucket, const ParallelPlan& plan) {
@@ -406,7 +414,8 @@ Chunk make_chunk(const ModelSpec& model, const ParallelPlan& plan, std::int64_t 
 
 std::int64_t params_bytes(const Chunk& chunk, const ParallelPlan& plan) {
   std::int64_t bytes = 0;
-  for (const Bucket& bucket : chunk.buckets) bytes += round_up(bucket.elements * size_of(param_dtype(plan)), 256);
+  for (const Bucket& bucket : chunk.buckets)
+    bytes += round_up(param_elements(bucket, plan) * size_of(param_dtype(plan)), 256);
   return bytes;
 }
 

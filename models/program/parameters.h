@@ -37,7 +37,13 @@ std::int64_t optimizer_stride_bytes(const Bucket& bucket, const ParallelPlan& pl
 /// with every micro-batch, else all.
 std::int64_t grad_elements(const Bucket& bucket, const ParallelPlan& plan);
 
-/// True when gradients are summed over the bucket's group with every micro-batch (ZeRO 2).
+/// True when a rank stores its shard of the bucket's parameters only, and passes gather it (ZeRO 3).
+bool params_sharded(const Bucket& bucket, const ParallelPlan& plan);
+/// Elements of the bucket's parameters that a rank stores.
+std::int64_t param_elements(const Bucket& bucket, const ParallelPlan& plan);
+
+/// True when gradients are summed over the bucket's group with every micro-batch (from ZeRO 2
+/// on).
 bool reduces_every_micro_batch(const Bucket& bucket, const ParallelPlan& plan);
 
 }  // namespace trainyard

@@ -48,20 +48,16 @@ void sum_over(BlockBuilder& builder, Group group, TensorId scalar, const char* l
   builder.add(std::move(op));
 }
 
-TensorId param_bucket(BlockBuilder& builder, const ParallelPlan& plan, const Bucket& bucket, std::int32_t index) {
-  return builder.placed(fmt::format("bucket{}.params", index), param_dtype(plan), Shape(bucket.elements), Role::Params,
-                        bucket.param_offset_bytes);
-}
-
-bool sharded(const ParallelPlan& plan, const Bucket& bucket) {
-  return plan.zero_stage >= 1 && group_size(plan, bucket.group) > 1;
+// The optimizer writes a shard of a bucket that is stored whole: the step gathers it.
+bool gathered_by_step(const ParallelPlan& plan, const Bucket& bucket) {
+  return plan.zero_stage >= 1 && group_size(plan, bucket.group) > 1 && !params_sharded(bucket, plan);
 }
 
 void gather_params(BlockBuilder& builder, const ParallelPlan& plan, const Chunk& chunk) {
   // Forward order: the last bucket holds the first layers.
   for (std::size_t i = chunk.buckets.size(); i-- > 0;) {
     const Bucket& bucket = chunk.buckets[i];
-    if (!sharded(plan, bucket)) continue;
+    if (!gathered_by_step(plan, bucket)) continue;
     const auto index = static_cast<std::int32_t>(i);
     Op op = op_on_bucket(OpKind::AllGather, index, "gather");
     op.group = bucket.group;
@@ -75,9 +71,14 @@ void gather_params(BlockBuilder& builder, const ParallelPlan& plan, const Chunk&
 
 }  // namespace
 
+TensorId param_bucket(BlockBuilder& builder, const ParallelPlan& plan, const Bucket& bucket, std::int32_t index) {
+  return builder.placed(fmt::format("bucket{}.params", index), param_dtype(plan), Shape(param_elements(bucket, plan)),
+                        Role::Params, bucket.param_offset_bytes);
+}
+
 bool gathers_params(const ParallelPlan& plan, const Chunk& chunk) {
   return std::any_of(chunk.buckets.begin(), chunk.buckets.end(),
-                     [&](const Bucket& bucket) { return sharded(plan, bucket); });
+                     [&](const Bucket& bucket) { return gathered_by_step(plan, bucket); });
 }
 
 Block step_begin_block(const ParallelPlan& plan, const Chunk& chunk, bool zero_scalars, const std::string& name) {

@@ -2,6 +2,7 @@
 // synchronisation, the gradient norm and the optimizer.
 #pragma once
 
+#include "models/program/block_builder.h"
 #include "models/program/program.h"
 
 namespace trainyard {
@@ -32,5 +33,8 @@ Block optimizer_block(const ParallelPlan& plan, const Chunk& chunk, const std::s
 
 /// True when some bucket's parameters are updated in shards and gathered.
 bool gathers_params(const ParallelPlan& plan, const Chunk& chunk);
+
+/// The bucket's parameters as they are stored: all of them, or this rank's shard.
+TensorId param_bucket(BlockBuilder& builder, const ParallelPlan& plan, const Bucket& bucket, std::int32_t index);
 
 }  // namespace trainyard

@@ -196,7 +196,7 @@ void read_plan(ObjectReader& from, ParallelPlan& plan) {
       .choice<std::string>("order", plan.order,
                            {{"tp-cp-ep-dp-pp", "tp-cp-ep-dp-pp"}, {"tp-cp-ep-pp-dp", "tp-cp-ep-pp-dp"}})
       .boolean("sequence_parallel", plan.sequence_parallel)
-      .integer("zero_stage", plan.zero_stage, {0, 2})
+      .integer("zero_stage", plan.zero_stage, {0, 3})
       .choice<std::optional<GradSync>>(
           "grad_sync", plan.grad_sync,
           {{"last_micro_batch", GradSync::LastMicroBatch}, {"every_micro_batch", GradSync::EveryMicroBatch}})

@@ -29,8 +29,8 @@ std::vector<ParallelPlan> ten_plans(const ModelSpec& model) {
     return plan;
   };
   std::vector<ParallelPlan> plans{make(1, 1, 1, 1, 0), make(2, 1, 1, 1, 0), make(1, 2, 1, 1, 1), make(1, 1, 2, 1, 0),
-                                  make(1, 1, 1, 2, 1), make(2, 1, 1, 2, 1), make(1, 2, 2, 1, 1), make(2, 2, 1, 1, 2),
-                                  make(1, 1, 2, 2, 1), make(1, 1, 1, 4, 2)};
+                                  make(1, 1, 1, 2, 1), make(2, 1, 1, 2, 1), make(1, 2, 2, 1, 1), make(2, 2, 1, 1, 3),
+                                  make(1, 1, 2, 2, 3), make(1, 1, 1, 4, 2)};
   plans[5].sequence_parallel = true;
   return plans;
 }

@@ -12,6 +12,7 @@
 #include <stdexcept>
 
 #include "exec/mesh_communicator.h"
+#include "exec/rank_state.h"
 #include "exec/step_interpreter.h"
 #include "models/program/parameters.h"
 #include "models/program/shards.h"
@@ -30,16 +31,6 @@ double get(const std::byte* data, Dtype dtype, std::int64_t i) {
   throw std::logic_error("tests train in f32 and f64");
 }
 
-void set(std::byte* data, Dtype dtype, std::int64_t i, double value) {
-  if (dtype == Dtype::F64) {
-    reinterpret_cast<double*>(data)[i] = value;
-  } else if (dtype == Dtype::F32) {
-    reinterpret_cast<float*>(data)[i] = static_cast<float>(value);
-  } else {
-    throw std::logic_error("tests train in f32 and f64");
-  }
-}
-
 // One rank, in its process.
 class RankProcess {
  public:
@@ -50,20 +41,10 @@ class RankProcess {
         interpreter_(program, rank, *kernels_, *communicator_) {}
 
   void set_weights(const Weights& weights) {
-    // Padding has no owner; it must not poison what reads whole buckets.
-    for (const Frame& frame : interpreter_.stage().frames) {
-      if (frame.role == Role::Params || frame.role == Role::Optimizer)
-        std::memset(interpreter_.frame(frame.role, frame.chunk), 0, index(frame.bytes));
-    }
+    exec::clear_state(interpreter_);
     for_each_element([&](std::int64_t chunk, const Bucket& bucket, std::int64_t element, const ParamPart& part,
                          std::int64_t global) {
-      const double value = weights.at(part.name).data[index(global)];
-      set(interpreter_.frame(Role::Params, chunk) + bucket.param_offset_bytes, param_dtype(program_.plan), element,
-          value);
-      const std::int64_t share = element - interpreter_.share_begin(bucket);
-      if (share < 0 || share >= bucket.shard_elements) return;
-      set(interpreter_.frame(Role::Optimizer, chunk) + bucket.optimizer_offset_bytes, state_dtype(program_.plan), share,
-          value);
+      exec::put_weights(interpreter_, chunk, bucket, element, {weights.at(part.name).data[index(global)]});
     });
   }
 
@@ -82,8 +63,7 @@ class RankProcess {
   Weights gradients() const {
     const ParallelPlan& plan = program_.plan;
     return collect([&](std::int64_t chunk, const Bucket& bucket, std::int64_t element, std::int64_t share) {
-      const bool stored_as_shard = bucket.shard_elements != bucket.elements && plan.zero_stage >= 2 &&
-                                   plan.effective_grad_sync() == GradSync::EveryMicroBatch;
+      const bool stored_as_shard = reduces_every_micro_batch(bucket, plan);
       return get(interpreter_.frame(Role::Grads, chunk) + bucket.grad_offset_bytes, grad_dtype(plan),
                  stored_as_shard ? share : element);
     });

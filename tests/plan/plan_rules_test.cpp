@@ -162,8 +162,8 @@ TEST_CASE("what validation accepts can be lowered, and is sound", "[plan]") {
     plan.micro_batch = pick({1, 2, 3});
     plan.global_batch = plan.dp * plan.micro_batch * pick({1, 2, 3, 4, 6});
     plan.sequence_parallel = coin();
-    plan.zero_stage = pick({0, 1, 2});
-    if (plan.zero_stage == 2 && coin()) plan.grad_sync = static_cast<GradSync>(random.below(2));
+    plan.zero_stage = pick({0, 1, 2, 3});
+    if (plan.zero_stage >= 2 && coin()) plan.grad_sync = static_cast<GradSync>(random.below(2));
     plan.recompute = static_cast<RecomputeMode>(random.below(3));
     plan.recompute_modules = {coin(), coin(), coin()};
     plan.precision = static_cast<Precision>(random.below(3));

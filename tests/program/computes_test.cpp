@@ -140,6 +140,23 @@ TEST_CASE("any plan trains as PyTorch does", "[program]") {
     plan.grad_sync = GradSync::EveryMicroBatch;
     plan.bucket_bytes = 1;
   }
+  SECTION("ZeRO 3: parameters gathered for each pass") {
+    plan.dp = 2;
+    plan.zero_stage = 3;
+    plan.bucket_bytes = 1;
+  }
+  SECTION("ZeRO 3 over a pipeline, with tp, experts and recompute") {
+    plan.dp = plan.tp = plan.pp = 2;
+    plan.ep = moe ? 2 : 1;
+    plan.zero_stage = 3;
+    plan.recompute = RecomputeMode::Full;
+    plan.bucket_bytes = 4096;
+  }
+  SECTION("ZeRO 3 with whole gradients, reduced at the end") {
+    plan.dp = plan.cp = 2;
+    plan.zero_stage = 3;
+    plan.grad_sync = GradSync::LastMicroBatch;
+  }
   SECTION("parameters gathered by the next step") {
     plan.dp = 2;
     plan.zero_stage = 1;

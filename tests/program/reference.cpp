@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "models/program/layout.h"
+#include "models/program/parameters.h"
 #include "models/program/shards.h"
 #include "models/program/step_blocks.h"
 
@@ -102,9 +103,11 @@ void Reference::set_weights(const Weights& weights) {
     const double value = found->second.data[index(global)];
     auto* params =
         reinterpret_cast<double*>(at(rank, frame_of(*rank.stage, Role::Params, chunk)) + bucket.param_offset_bytes);
-    params[element] = value;
     const std::int64_t share = element - share_begin(mesh_, bucket, rank.id);
+    const bool sharded = params_sharded(bucket, program_.plan);
+    if (!sharded) params[element] = value;
     if (share < 0 || share >= bucket.shard_elements) return;
+    if (sharded) params[share] = value;
     reinterpret_cast<double*>(at(rank, frame_of(*rank.stage, Role::Optimizer, chunk)) +
                               bucket.optimizer_offset_bytes)[share] = value;
   });
@@ -202,9 +205,10 @@ bool Reference::advance(Rank& rank, std::size_t stream) {
   const Op* op = op_of(rank, launch);
   if (op == nullptr) {
     for (const Transfer& move : item.transfers) touch(rank, launch.item, move.frame);
-    if (!run_transfers(rank, item)) return false;
-    finish(rank, stream);
-    return true;
+    bool posted = false;
+    const bool over = run_transfers(rank, item, posted);
+    if (over) finish(rank, stream);
+    return over || posted;  // a side that is new may be what another rank waits for
   }
   if (is_communication(op->kind)) return run_collective(rank, stream, *op);
   const Chunk* chunk = item.chunk < 0 ? nullptr : &rank.stage->chunks[index(item.chunk)];
@@ -241,7 +245,7 @@ bool Reference::run_collective(Rank& rank, std::size_t stream, const Op& op) {
 }
 
 // Posts this side; a transfer moves its bytes once both sides are there.
-bool Reference::run_transfers(Rank& rank, const Item& item) {
+bool Reference::run_transfers(Rank& rank, const Item& item, bool& posted) {
   bool all = true;
   for (const Transfer& move : item.transfers) {
     Coordinates peer = mesh_.coordinates(rank.id);
@@ -251,6 +255,7 @@ bool Reference::run_transfers(Rank& rank, const Item& item) {
                            move.micro_batch}];
     auto& mine = sides[move.send ? 0 : 1];
     const bool first = mine.first == nullptr;
+    posted |= first;
     mine = {&rank, &move};
     if (sides[0].first == nullptr || sides[1].first == nullptr) {
       all = false;
@@ -349,8 +354,7 @@ Weights Reference::gradients() const {
     // Where the buffer was reduced in shards, only the owner's share is valid.
     const std::int64_t share = element - share_begin(mesh_, bucket, rank.id);
     if (share < 0 || share >= bucket.shard_elements) return;
-    const bool stored_as_shard = bucket.shard_elements != bucket.elements && program_.plan.zero_stage >= 2 &&
-                                 program_.plan.effective_grad_sync() == GradSync::EveryMicroBatch;
+    const bool stored_as_shard = reduces_every_micro_batch(bucket, program_.plan);
     const auto* grads =
         reinterpret_cast<const double*>(at(rank, frame_of(*rank.stage, Role::Grads, chunk)) + bucket.grad_offset_bytes);
     put(out, part, global, grads[stored_as_shard ? share : element]);

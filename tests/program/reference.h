@@ -77,7 +77,7 @@ class Reference {
   void touch(Rank& rank, std::int32_t item, std::int32_t frame);
   void finish(Rank& rank, std::size_t stream);
   bool run_collective(Rank& rank, std::size_t stream, const Op& op);
-  bool run_transfers(Rank& rank, const Item& item);
+  bool run_transfers(Rank& rank, const Item& item, bool& posted);
   [[noreturn]] void report_deadlock() const;
 
   const Op* op_of(const Rank& rank, const Launch& launch) const;

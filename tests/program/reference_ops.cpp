@@ -649,7 +649,7 @@ class Computation {
       v = adam.beta2 * v + (1 - adam.beta2) * g * g;
       if (param->decay) master *= 1 - rate * adam.weight_decay;
       master -= rate * (m / correction1) / (std::sqrt(v / correction2) + adam.eps);
-      out_[0].f()[share() + i] = master;
+      out_[0].f()[(out_[0].size() == bucket().shard_elements ? 0 : share()) + i] = master;
     }
   }
 

@@ -78,7 +78,7 @@ ParallelPlan random_plan(const ModelSpec& model, RandomStream& random) {
   plan.dp = pick({1, 2, 4});
   plan.ep = model.moe ? std::min(pick({1, 2, 4}), plan.cp * plan.dp) : 1;
   plan.sequence_parallel = plan.tp > 1 && random.below(2) == 0;
-  plan.zero_stage = pick({0, 1, 2});
+  plan.zero_stage = pick({0, 1, 2, 3});
   plan.virtual_stages = plan.pp > 1 ? pick({1, 2}) : 1;
   plan.schedule = plan.virtual_stages > 1 ? PipelineSchedule::Interleaved : PipelineSchedule::OneFOneB;
   plan.micro_batch = pick({1, 2});

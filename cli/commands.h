@@ -22,6 +22,7 @@ struct Context {
 void add_plan(CLI::App& app, Context& context);
 void add_program(CLI::App& app, Context& context);
 void add_sim(CLI::App& app, Context& context);
+void add_exchange(CLI::App& app, Context& context);
 void add_exec(CLI::App& app, Context& context);
 void add_run(CLI::App& app, Context& context);
 void add_doctor(CLI::App& app, Context& context);

@@ -439,4 +439,88 @@ void SavedState::load(const StepInterpreter& rank) const {
                });
 }
 
+// --- a model folder for other tools
+
+namespace {
+
+// One file's tensors, by name, and the bytes of their data.
+struct ExportFile {
+  std::vector<std::pair<std::string, StoredTensor>> tensors;
+  std::int64_t bytes = 0;
+};
+
+void append_number(std::vector<std::byte>& bytes, Dtype dtype, double value) {
+  const auto append = [&](auto number) {
+    const auto* from = reinterpret_cast<const std::byte*>(&number);
+    bytes.insert(bytes.end(), from, from + sizeof number);
+  };
+  if (dtype == Dtype::Bf16) {
+    append(float_to_bf16(static_cast<float>(value)));
+  } else if (dtype == Dtype::F32) {
+    append(static_cast<float>(value));
+  } else {
+    append(value);
+  }
+}
+
+Problems write_export_file(const SavedState& state, const ExportFile& file, Dtype dtype, const std::string& name) {
+  const std::string header = safetensors_header(file.tensors, {{"format", "pt"}});
+  std::vector<std::byte> bytes(reinterpret_cast<const std::byte*>(header.data()),
+                               reinterpret_cast<const std::byte*>(header.data()) + header.size());
+  bytes.reserve(header.size() + index(file.bytes));
+  for (const auto& entry : file.tensors) {
+    for (const double value : state.tensor(entry.first)) append_number(bytes, dtype, value);
+  }
+  return write_synced(name, bytes.data(), static_cast<std::int64_t>(bytes.size()));
+}
+
+Problems write_text(const std::string& name, const std::string& text) {
+  return write_synced(name, reinterpret_cast<const std::byte*>(text.data()), static_cast<std::int64_t>(text.size()));
+}
+
+}  // namespace
+
+Problems export_model_folder(const SavedState& state, const std::string& config, Dtype dtype, const std::string& folder,
+                             std::int64_t max_file_bytes) {
+  std::error_code error;
+  if (fs::exists(folder, error))
+    return {{folder, "", "", "is there already", "name another folder, or remove it first"}};
+  const std::string partial = folder + kPartial;
+  fs::remove_all(partial, error);
+  fs::create_directories(partial, error);
+  if (error) {
+    errno = error.value();
+    return {not_written(partial)};
+  }
+  std::vector<ExportFile> files(1);
+  for (const std::string& name : state.names()) {
+    if (name.size() > 8 && (name.ends_with(".exp_avg") || name.ends_with(".exp_avg_sq"))) continue;
+    StoredTensor tensor{dtype, state.shape(name), 0};
+    const std::int64_t bytes = tensor.elements() * size_of(dtype);
+    if (files.back().bytes > 0 && files.back().bytes + bytes > max_file_bytes) files.emplace_back();
+    tensor.offset_bytes = files.back().bytes;
+    files.back().bytes += bytes;
+    files.back().tensors.emplace_back(name, tensor);
+  }
+  json weight_map = json::object();
+  std::int64_t total = 0;
+  for (std::size_t i = 0; i < files.size(); ++i) {
+    const std::string name =
+        files.size() == 1 ? "model.safetensors" : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, files.size());
+    if (Problems problems = write_export_file(state, files[i], dtype, partial + "/" + name); !problems.empty())
+      return problems;
+    total += files[i].bytes;
+    for (const auto& entry : files[i].tensors) weight_map[entry.first] = name;
+  }
+  Problems problems = write_text(partial + "/config.json", config);
+  if (problems.empty() && files.size() > 1)
+    problems = write_text(partial + "/model.safetensors.index.json",
+                          json{{"metadata", {{"total_size", total}}}, {"weight_map", weight_map}}.dump(2) + "\n");
+  if (!problems.empty()) return problems;
+  fs::rename(partial, folder, error);
+  if (!error && sync_folder(partial.substr(0, partial.find_last_of('/') + 1) + ".")) return {};
+  errno = error ? error.value() : errno;
+  return {not_written(folder)};
+}
+
 }  // namespace trainyard::exec

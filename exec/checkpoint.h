@@ -110,4 +110,9 @@ class SavedState {
   std::map<std::string, Entry> entries_;
 };
 
+/// Writes the weights of a saved state as Hugging Face does: model.safetensors, or several files of at most
+/// `max_file_bytes` with an index, beside the given config.json. `folder` appears whole or not at all.
+Problems export_model_folder(const SavedState& state, const std::string& config, Dtype dtype, const std::string& folder,
+                             std::int64_t max_file_bytes = std::int64_t{5} << 30);
+
 }  // namespace trainyard::exec

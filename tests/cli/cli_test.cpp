@@ -379,7 +379,8 @@ TEST_CASE("a job trains, is stored, and goes on from its checkpoint", "[cli]") {
   const std::string job = yard.file("job.json", R"({ "schema": 1, "name": "my job",
     "model": { "base": ")" + std::string(TRAINYARD_SOURCE_DIR) +
                                                     R"(/scenarios/models/tiny-llama.json", "vocab_size": 256 },
-    "plan": { "dp": 2, "precision": "f32", "sequence_length": 16, "global_batch_size": 4 },
+    "plan": { "dp": 2, "precision": "f32", "sequence_length": 16, "global_batch_size": 4,
+              "optimizer": { "learning_rate": 0.02 } },
     "cluster": ")" + TRAINYARD_SOURCE_DIR + R"(/scenarios/clusters/localhost.json",
     "training": { "data": "text", "steps": 6, "checkpoint": { "folder": "saved", "every_steps": 2 } } })");
   const Outcome first = yard.run("exec run '" + job + "' --steps 4 --json");
@@ -399,6 +400,14 @@ TEST_CASE("a job trains, is stored, and goes on from its checkpoint", "[cli]") {
   CHECK(contains(shown.out, "5 to 6"));
   const Outcome exported = yard.run("run export latest");
   CHECK(contains(exported.out, "layer0.attn.qkv"));
+  // As Hugging Face's folder, and from there.
+  const std::string folder = (fs::path(job).parent_path() / "exported").string();
+  REQUIRE(yard.run("export huggingface '" + job + "' -o '" + folder + "'").code == 0);
+  CHECK(yard.run("export huggingface '" + job + "' -o '" + folder + "'").code == 2);  // nothing is overwritten
+  CHECK(contains(yard.run("import huggingface '" + folder + "'").out, R"("vocab_size": 256)"));
+  const Outcome from =
+      yard.run("exec run '" + job + "' --checkpoints '" + folder + "-on' --from '" + folder + "' --steps 1 --json");
+  CHECK(nlohmann::json::parse(from.out)["losses"][0].get<double>() < 4);  // a guess would be log(256) = 5.5
   // The newest is damaged: the one before it is taken, and nobody is left in doubt.
   std::ofstream(fs::path(job).parent_path() / "saved/step-00000006/manifest.json") << "{";
   const Outcome third = yard.run("exec run '" + job + "' --json");

@@ -34,6 +34,7 @@ struct Options {
   std::optional<std::uint64_t> seed;
   std::optional<std::int64_t> steps;
   std::string data, from, checkpoints;
+  std::string communicator = "mesh";
   bool no_store = false;
 };
 
@@ -254,7 +255,8 @@ int train(const Options& options, const Context& context) {
   if (state) problems = state->fits(program);
   if (!problems.empty()) return fail(problems, context);
 
-  exec::TrainingJob job{&program, &corpus.value(), *scenario.training, scenario.seed, state ? &*state : nullptr};
+  exec::TrainingJob job{&program,      &corpus.value(),           *scenario.training,
+                        scenario.seed, state ? &*state : nullptr, options.communicator == "gloo"};
   const std::int64_t first = state ? state->manifest().step : 0;
   Live live(context, scenario, first);
   live.note(fmt::format("seed {}, commit {}, {} of {} parameters on {} ranks, {} of text{}", scenario.seed, commit_id(),
@@ -314,6 +316,9 @@ void add_exec(CLI::App& app, Context& context) {
                   "Folder for checkpoints; the newest sound one in it is resumed");
   run->add_option("--from", options->from,
                   "Start from a checkpoint, or from the weights of a Hugging Face model folder");
+  run->add_option("--communicator", options->communicator,
+                  "How ranks talk: mesh, or gloo, which is slower and checks it")
+      ->check(CLI::IsMember({"mesh", "gloo"}));
   run->add_flag("--no-store", options->no_store, "Do not write the run store");
   run->callback([options, &context] { context.run = [options, &context] { return train(*options, context); }; });
 }

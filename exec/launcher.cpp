@@ -9,10 +9,13 @@
 #include <algorithm>
 #include <chrono>
 #include <csignal>
+#include <cstdlib>
+#include <filesystem>
 #include <map>
 #include <optional>
 #include <thread>
 
+#include "exec/gloo_communicator.h"
 #include "exec/mesh_communicator.h"
 #include "models/base/check.h"
 #include "models/base/stop.h"
@@ -58,10 +61,20 @@ class Launcher {
       : job_(job), events_(events), begin_ns_(now_ns()), granted_(first_step()) {
     report_.first_step = first_step();
   }
-  ~Launcher() { kill_all(); }
+  ~Launcher() {
+    kill_all();
+    std::error_code ignored;
+    if (!gloo_folder_.empty()) std::filesystem::remove_all(gloo_folder_, ignored);
+  }
 
   Problems start() {
     const std::int64_t count = Mesh(job_.program->plan).ranks();
+    if (job_.gloo && !has_gloo()) return gloo_communicator(*job_.program, 0, "").problems();
+    if (job_.gloo) {
+      std::string folder = (std::filesystem::temp_directory_path() / "trainyard-gloo-XXXXXX").string();
+      if (::mkdtemp(folder.data()) == nullptr) return {no_process("a folder for temporary files")};
+      gloo_folder_ = folder;
+    }
     Result<std::vector<std::vector<int>>> mesh = connect_mesh(count);
     if (!mesh) return mesh.problems();
     const std::vector<std::vector<int>> sockets = std::move(mesh).value();
@@ -133,7 +146,7 @@ class Launcher {
     }
     int code = 1;
     try {
-      code = run_rank({job_.program, job_.corpus, job_.seed, job_.resume}, rank, sockets[index(rank)],
+      code = run_rank({job_.program, job_.corpus, job_.seed, job_.resume, gloo_folder_}, rank, sockets[index(rank)],
                       std::move(channels[index(rank)]));
     } catch (const std::exception& error) {
       fmt::print(stderr, "rank {}: {}\n", rank, error.what());
@@ -343,6 +356,7 @@ class Launcher {
   const TrainingJob& job_;
   const TrainingEvents& events_;
   std::int64_t begin_ns_;
+  std::string gloo_folder_;
   std::vector<Rank> ranks_;
   std::int64_t granted_;
   std::int64_t saved_step_ = -1, asked_save_ = -1, stall_ns_ = 0;

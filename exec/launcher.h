@@ -44,6 +44,8 @@ struct TrainingJob {
   TrainingSpec training;
   std::uint64_t seed = 1;
   const SavedState* resume = nullptr;
+  /// Gloo in place of the mesh.
+  bool gloo = false;
 };
 
 struct TrainingEvents {

@@ -6,6 +6,7 @@
 #include <memory>
 #include <thread>
 
+#include "exec/gloo_communicator.h"
 #include "exec/mesh_communicator.h"
 #include "exec/step_interpreter.h"
 
@@ -33,11 +34,11 @@ json to_json(const Problem& problem) {
 
 class RankProcess {
  public:
-  RankProcess(const RankJob& job, std::int64_t rank, std::vector<int> mesh_sockets, ControlChannel channel)
+  RankProcess(const RankJob& job, std::int64_t rank, std::unique_ptr<Communicator> communicator, ControlChannel channel)
       : job_(job),
         rank_(rank),
         kernels_(kernels::cpu_kernels(static_cast<int>(job.program->plan.cpu_threads))),
-        communicator_(mesh_communicator(rank, std::move(mesh_sockets))),
+        communicator_(std::move(communicator)),
         interpreter_(*job.program, rank, *kernels_, *communicator_),
         channel_(std::move(channel)) {}
   ~RankProcess() {
@@ -140,7 +141,18 @@ class RankProcess {
 }  // namespace
 
 int run_rank(const RankJob& job, std::int64_t rank, std::vector<int> mesh_sockets, ControlChannel channel) {
-  return RankProcess(job, rank, std::move(mesh_sockets), std::move(channel)).run();
+  std::unique_ptr<Communicator> communicator;
+  if (job.gloo_folder.empty()) {
+    communicator = mesh_communicator(rank, std::move(mesh_sockets));
+  } else {
+    Result<std::unique_ptr<Communicator>> connected = gloo_communicator(*job.program, rank, job.gloo_folder);
+    if (!connected) {
+      channel.send(to_json(connected.problems().front()));
+      return 1;
+    }
+    communicator = std::move(connected).value();
+  }
+  return RankProcess(job, rank, std::move(communicator), std::move(channel)).run();
 }
 
 }  // namespace trainyard::exec

@@ -19,6 +19,8 @@ struct RankJob {
   std::uint64_t seed = 1;
   /// Where it goes on from; null: initial weights.
   const SavedState* resume = nullptr;
+  /// Where ranks meet when Gloo connects them; empty: the mesh does.
+  std::string gloo_folder;
 };
 
 // Messages, as JSON objects with a "type".

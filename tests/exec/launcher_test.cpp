@@ -10,6 +10,7 @@
 #include <numeric>
 #include <set>
 
+#include "exec/gloo_communicator.h"
 #include "models/base/stop.h"
 #include "tests/exec/training_job.h"
 
@@ -56,6 +57,44 @@ TEST_CASE("jobs start alike and read the same text under any plan", "[exec]") {
   many.micro_batch = 2;
   const std::vector<double> got = losses(train_job(lower(model, many), corpus, 4));
   for (std::size_t i = 0; i < want.size(); ++i) CHECK(got.at(i) == Approx(want[i]).epsilon(1e-10));
+}
+
+TEST_CASE("both communicators agree", "[exec]") {
+  if (!exec::has_gloo()) {
+    WARN("this build has no Gloo: skipped");
+    return;
+  }
+  const TextFile text;
+  const exec::Corpus corpus = exec::Corpus::open(text.path()).value();
+  exec::TrainingJob job;
+  ParallelPlan plan = tiny_plan();
+  plan.global_batch = 4;
+  ModelFamily family = ModelFamily::Llama;
+  SECTION("tp with sequence parallelism, cp") { plan.tp = plan.cp = 2, plan.sequence_parallel = true; }
+  SECTION("pp, interleaved") {
+    plan.pp = plan.virtual_stages = 2;
+    plan.schedule = PipelineSchedule::Interleaved;
+  }
+  SECTION("experts, ZeRO 3, over a pipeline") {
+    plan.pp = plan.dp = plan.ep = 2, plan.zero_stage = 3;
+    family = ModelFamily::Mixtral;
+  }
+  SECTION("bf16") {
+    plan.dp = plan.tp = 2, plan.zero_stage = 1, plan.precision = Precision::Bf16, plan.fp32_gradients = false;
+  }
+  ModelSpec model = byte_model(family);
+  model.num_hidden_layers = plan.chunks();
+  const StepProgram program = lower(model, plan);
+  job.program = &program;
+  job.corpus = &corpus;
+  job.training.steps = 2;
+  const std::vector<double> mesh = losses(exec::train(job).value());
+  job.gloo = true;
+  const std::vector<double> gloo = losses(exec::train(job).value());
+  REQUIRE(gloo.size() == 2);
+  const double tolerance = plan.precision == Precision::F64 ? 1e-12 : 1e-2;
+  for (std::size_t i = 0; i < 2; ++i) CHECK(gloo[i] == Approx(mesh[i]).epsilon(tolerance));
+  CHECK(children().empty());
 }
 
 TEST_CASE("a rank that dies is named, and nobody is left behind", "[exec]") {

@@ -5,9 +5,11 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <deque>
@@ -70,6 +72,8 @@ struct Header {
   std::int64_t channel = 0;
   std::int64_t bytes = 0;
 };
+constexpr auto kHeader = static_cast<std::int64_t>(sizeof(Header));
+constexpr std::int64_t kReadBytes = 16 << 10;
 
 class MeshCommunicator final : public Communicator {
  public:
@@ -178,13 +182,24 @@ class MeshCommunicator final : public Communicator {
   bool finished(Ticket ticket) override { return works_.count(ticket) == 0; }
 
   Problems progress(int wait_ms) override {
-    bool moved = false;
-    for (std::size_t p = 0; p < peers_.size() && problems_.empty(); ++p) {
-      if (peers_[p].socket < 0 || (peers_[p].gone && peers_[p].out.empty())) continue;
-      moved |= push(peers_[p], p);
-      if (!peers_[p].gone) moved |= pull(peers_[p], p);
+    if (works_.empty() && wait_ms == 0) return problems_;
+    watched_.assign(1, {abort_event_, POLLIN, 0});
+    watched_peers_.clear();
+    for (std::size_t p = 0; p < peers_.size(); ++p) {
+      const Peer& peer = peers_[p];
+      if (peer.socket < 0 || (peer.gone && peer.out.empty())) continue;
+      watched_.push_back(
+          {peer.socket, static_cast<short>((peer.gone ? 0 : POLLIN) | (peer.out.empty() ? 0 : POLLOUT)), 0});
+      watched_peers_.push_back(p);
     }
-    if (!moved && problems_.empty()) wait(wait_ms);
+    if (poll(watched_.data(), watched_.size(), wait_ms) <= 0) return problems_;
+    if (watched_.front().revents != 0) problems_.push_back(broken("the communicator was aborted"));
+    for (std::size_t w = 0; w < watched_peers_.size() && problems_.empty(); ++w) {
+      if (watched_[w + 1].revents == 0) continue;
+      Peer& peer = peers_[watched_peers_[w]];
+      push(peer, watched_peers_[w]);
+      if (!peer.gone) pull(peer, watched_peers_[w]);
+    }
     return problems_;
   }
 
@@ -221,6 +236,8 @@ class MeshCommunicator final : public Communicator {
     Header header;
     std::int64_t header_got = 0, got = 0;
     std::byte* target = nullptr;
+    std::vector<std::byte> buffer = std::vector<std::byte>(kReadBytes);
+    std::int64_t buffered_begin = 0, buffered_end = 0;
     std::vector<std::byte> unexpected;
   };
 
@@ -235,9 +252,13 @@ class MeshCommunicator final : public Communicator {
     return work;
   }
 
+  // What can leave at once does.
   Ticket start(Work& work) {
     const Ticket ticket = work.ticket;
     settle(work);
+    for (std::size_t p = 0; p < peers_.size() && problems_.empty(); ++p) {
+      if (!peers_[p].out.empty()) push(peers_[p], p);
+    }
     return ticket;
   }
 
@@ -283,49 +304,67 @@ class MeshCommunicator final : public Communicator {
 
   // --- moving
 
-  bool push(Peer& peer, std::size_t who) {
-    bool moved = false;
-    while (!peer.out.empty()) {
+  void push(Peer& peer, std::size_t who) {
+    while (!peer.out.empty() && problems_.empty()) {
       Outgoing& out = peer.out.front();
-      constexpr auto kHeader = static_cast<std::int64_t>(sizeof(Header));
-      const bool in_header = out.sent < kHeader;
-      const auto* from =
-          in_header ? reinterpret_cast<const std::byte*>(&out.header) + out.sent : out.data + (out.sent - kHeader);
-      const std::int64_t left = in_header ? kHeader - out.sent : out.header.bytes - (out.sent - kHeader);
-      if (left > 0) {
-        const ssize_t count = ::send(peer.socket, from, index(left), MSG_NOSIGNAL | MSG_DONTWAIT);
-        if (count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return moved;
-        if (count < 0) return lost(who), true;
-        out.sent += count;
-        moved = true;
-      }
+      const std::int64_t in_header = std::max<std::int64_t>(kHeader - out.sent, 0);
+      const std::int64_t in_data = std::max<std::int64_t>(out.sent - kHeader, 0);
+      std::array<iovec, 2> parts{{{reinterpret_cast<std::byte*>(&out.header) + (kHeader - in_header), index(in_header)},
+                                  {const_cast<std::byte*>(out.data) + in_data, index(out.header.bytes - in_data)}}};
+      msghdr message{};
+      message.msg_iov = parts.data();
+      message.msg_iovlen = parts.size();
+      const ssize_t count = ::sendmsg(peer.socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+      if (count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return;
+      if (count < 0) return lost(who);
+      out.sent += count;
       if (out.sent < kHeader + out.header.bytes) continue;
       const Ticket ticket = out.ticket;
       peer.out.pop_front();
       message_done(ticket);
     }
-    return moved;
   }
 
-  bool pull(Peer& peer, std::size_t who) {
-    bool moved = false;
+  // Small messages come through a buffer, several at a time; long ones go straight to where they belong.
+  void pull(Peer& peer, std::size_t who) {
     while (problems_.empty()) {
-      constexpr auto kHeader = static_cast<std::int64_t>(sizeof(Header));
-      const bool in_header = peer.header_got < kHeader;
-      std::byte* to = in_header ? reinterpret_cast<std::byte*>(&peer.header) + peer.header_got : peer.target + peer.got;
-      const std::int64_t left = in_header ? kHeader - peer.header_got : peer.header.bytes - peer.got;
-      if (left > 0) {
-        const ssize_t count = ::recv(peer.socket, to, index(left), MSG_DONTWAIT);
-        if (count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return moved;
-        if (count <= 0) return gone(peer, who), true;
-        (in_header ? peer.header_got : peer.got) += count;
-        moved = true;
+      if (peer.buffered_begin < peer.buffered_end) {
+        if (!consume(peer, who)) return;
+        continue;
       }
-      if (peer.header_got < kHeader) continue;
-      if (in_header && !accept(peer, who)) return true;
-      if (peer.got == peer.header.bytes) deliver(peer, who);
+      const std::int64_t left = peer.header_got == kHeader ? peer.header.bytes - peer.got : 0;
+      const bool direct = left >= kReadBytes;
+      std::byte* to = direct ? peer.target + peer.got : peer.buffer.data();
+      const std::int64_t room = direct ? left : kReadBytes;
+      const ssize_t count = ::recv(peer.socket, to, index(room), MSG_DONTWAIT);
+      if (count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return;
+      if (count <= 0) return gone(peer, who);
+      if (direct) {
+        peer.got += count;
+        if (peer.got == peer.header.bytes) deliver(peer, who);
+      } else {
+        peer.buffered_begin = 0;
+        peer.buffered_end = count;
+      }
+      if (count < room && peer.buffered_begin == peer.buffered_end) return;  // there was no more
     }
-    return moved;
+  }
+
+  // Takes from the buffer what belongs to the message that is arriving. False when something is wrong.
+  bool consume(Peer& peer, std::size_t who) {
+    const auto take = [&](std::byte* to, std::int64_t& got, std::int64_t whole) {
+      const std::int64_t count = std::min(whole - got, peer.buffered_end - peer.buffered_begin);
+      std::memcpy(to + got, peer.buffer.data() + peer.buffered_begin, index(count));
+      got += count;
+      peer.buffered_begin += count;
+      return got == whole;
+    };
+    if (peer.header_got < kHeader) {
+      if (!take(reinterpret_cast<std::byte*>(&peer.header), peer.header_got, kHeader)) return true;
+      if (!accept(peer, who)) return false;
+    }
+    if (peer.header.bytes == 0 || take(peer.target, peer.got, peer.header.bytes)) deliver(peer, who);
+    return problems_.empty();
   }
 
   // A header is there: decides where its message goes.
@@ -363,16 +402,6 @@ class MeshCommunicator final : public Communicator {
     message_done(ticket);
   }
 
-  void wait(int wait_ms) {
-    std::vector<pollfd> watched{{abort_event_, POLLIN, 0}};
-    for (const Peer& peer : peers_) {
-      if (peer.socket >= 0 && !peer.gone)
-        watched.push_back({peer.socket, static_cast<short>(POLLIN | (peer.out.empty() ? 0 : POLLOUT)), 0});
-    }
-    if (poll(watched.data(), watched.size(), wait_ms) > 0 && watched.front().revents != 0)
-      problems_.push_back(broken("the communicator was aborted"));
-  }
-
   // --- what goes wrong
 
   Problem broken(std::string what) const {
@@ -395,6 +424,8 @@ class MeshCommunicator final : public Communicator {
   std::int64_t rank_;
   std::vector<Peer> peers_;
   int abort_event_ = -1;
+  std::vector<pollfd> watched_;             // the abort event, then
+  std::vector<std::size_t> watched_peers_;  // these
   std::map<Ticket, Work> works_;
   Ticket next_ticket_ = 0;
   Problems problems_;

@@ -1,0 +1,131 @@
+#include "tests/exec/plan_space.h"
+
+#include <algorithm>
+#include <functional>
+#include <optional>
+
+namespace trainyard::test {
+
+namespace {
+
+// An axis: what each of its choices does to a plan.
+using Axis = std::vector<std::function<void(ParallelPlan&)>>;
+
+template <class Value>
+Axis axis(Value ParallelPlan::*field, std::initializer_list<Value> values) {
+  Axis out;
+  for (const Value value : values) out.push_back([=](ParallelPlan& plan) { plan.*field = value; });
+  return out;
+}
+
+Axis pipelines() {
+  const auto make = [](std::int64_t pp, std::int64_t virtual_stages) {
+    return [=](ParallelPlan& plan) {
+      plan.pp = pp;
+      plan.virtual_stages = virtual_stages;
+      plan.schedule = virtual_stages > 1 ? PipelineSchedule::Interleaved : PipelineSchedule::OneFOneB;
+    };
+  };
+  return {make(1, 1), make(2, 1), make(4, 1), make(2, 2)};
+}
+
+Axis flags(bool OverlapSwitches::*field) {
+  Axis out;
+  for (const bool value : {true, false}) out.push_back([=](ParallelPlan& plan) { plan.overlap.*field = value; });
+  return out;
+}
+
+std::vector<Axis> axes(bool with_switches) {
+  std::vector<Axis> out{
+      axis(&ParallelPlan::tp, {1L, 2L}),
+      axis(&ParallelPlan::sequence_parallel, {false, true}),
+      axis(&ParallelPlan::cp, {1L, 2L}),
+      axis(&ParallelPlan::ep, {1L, 2L, 4L}),
+      pipelines(),
+      axis(&ParallelPlan::dp, {1L, 2L, 4L}),
+      axis(&ParallelPlan::zero_stage, {0L, 1L, 2L, 3L}),
+      axis(&ParallelPlan::recompute, {RecomputeMode::None, RecomputeMode::Selective, RecomputeMode::Full}),
+      axis(&ParallelPlan::micro_batch, {1L, 2L})};
+  if (!with_switches) return out;
+  out.push_back(flags(&OverlapSwitches::grad_reduce));
+  out.push_back(flags(&OverlapSwitches::param_gather));
+  out.push_back(flags(&OverlapSwitches::p2p));
+  out.push_back(axis(&ParallelPlan::grad_sync, {std::optional<GradSync>(), std::optional(GradSync::EveryMicroBatch),
+                                                std::optional(GradSync::LastMicroBatch)}));
+  out.push_back(axis(&ParallelPlan::bucket_bytes, {std::int64_t{1}, std::int64_t{1} << 20}));
+  return out;
+}
+
+// A number for each pair of choices of two axes.
+constexpr std::size_t kMaxAxes = 16, kMaxChoices = 8, kOnes = kMaxAxes * kMaxChoices;
+
+template <class Visit>
+void for_each_pair(const Choices& point, Visit visit) {
+  for (std::size_t a = 0; a < point.size(); ++a) {
+    for (std::size_t b = a + 1; b < point.size(); ++b)
+      visit((a * kMaxChoices + point[a]) * kOnes + b * kMaxChoices + point[b]);
+  }
+}
+
+}  // namespace
+
+PlanSpace::PlanSpace(std::vector<ModelSpec> models, ParallelPlan base, std::int64_t max_ranks, bool with_switches)
+    : base_(std::move(base)), with_switches_(with_switches) {
+  const std::vector<Axis> all_axes = axes(with_switches);
+  Choices point(all_axes.size() + 1, 0);
+  while (true) {
+    const ParallelPlan plan = plan_of(point);
+    const bool idle = plan.sequence_parallel && plan.tp == 1;
+    if (!idle && plan.ranks() <= max_ranks && validate(plan, models[point[0]], nullptr).empty())
+      points_.push_back(point);
+    std::size_t a = 0;
+    const auto count = [&](std::size_t i) { return i == 0 ? models.size() : all_axes[i - 1].size(); };
+    while (a < point.size() && ++point[a] == count(a)) point[a++] = 0;
+    if (a == point.size()) return;
+  }
+}
+
+ParallelPlan PlanSpace::plan_of(const Choices& point) const {
+  static const std::vector<Axis> kWith = axes(true), kWithout = axes(false);
+  const std::vector<Axis>& all_axes = with_switches_ ? kWith : kWithout;
+  ParallelPlan plan = base_;
+  for (std::size_t a = 0; a < all_axes.size(); ++a) all_axes[a][point[a + 1]](plan);
+  return plan;
+}
+
+std::vector<Choices> PlanSpace::pairwise() const {
+  std::vector<char> open(kOnes * kOnes, 0);
+  std::size_t left = 0;
+  for (const Choices& point : points_) {
+    for_each_pair(point, [&](std::size_t pair) {
+      left += open[pair] == 0 ? 1 : 0;
+      open[pair] = 1;
+    });
+  }
+  const auto gain = [&](const Choices& point) {
+    std::size_t covers = 0;
+    for_each_pair(point, [&](std::size_t pair) { covers += open[pair] != 0 ? 1 : 0; });
+    return covers;
+  };
+  std::vector<Choices> chosen;
+  while (left > 0) {
+    // Any point that covers nearly as much as the best will do: a sample of the space is enough to find one.
+    const std::size_t stride = std::max<std::size_t>(1, points_.size() / 4999);
+    const Choices* best = nullptr;
+    std::size_t most = 0;
+    for (std::size_t i = chosen.size() % stride; i < points_.size(); i += stride) {
+      if (const std::size_t covers = gain(points_[i]); covers > most) most = covers, best = &points_[i];
+    }
+    for (std::size_t i = 0; best == nullptr; ++i) {
+      if (gain(points_[i]) > 0) best = &points_[i];
+    }
+    chosen.push_back(*best);
+    for_each_pair(*best, [&](std::size_t pair) {
+      left -= open[pair] != 0 ? 1 : 0;
+      open[pair] = 0;
+    });
+  }
+  return chosen;
+}
+
+}  // namespace trainyard::test

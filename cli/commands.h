@@ -22,9 +22,12 @@ struct Context {
 void add_plan(CLI::App& app, Context& context);
 void add_program(CLI::App& app, Context& context);
 void add_sim(CLI::App& app, Context& context);
+void add_calibrate(CLI::App& app, Context& context);
 void add_exchange(CLI::App& app, Context& context);
 void add_exec(CLI::App& app, Context& context);
 void add_run(CLI::App& app, Context& context);
+/// Into the command "run".
+void add_run_diff(CLI::App& run, Context& context);
 void add_doctor(CLI::App& app, Context& context);
 void add_completion(CLI::App& app, Context& context);
 

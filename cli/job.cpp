@@ -21,6 +21,7 @@ constexpr char kStackPrefix[] = "stack-";
 std::vector<fs::path> profile_folders(const std::string& scenario_file) {
   std::vector<fs::path> folders{fs::path(scenario_file).parent_path() / "profiles",
                                 fs::path(scenario_file).parent_path() / "../profiles"};
+  folders.insert(folders.begin(), "profiles");  // what `calibrate` writes here
   if (const char* named = std::getenv("TRAINYARD_PROFILES")) folders.insert(folders.begin(), named);
   folders.emplace_back(TRAINYARD_PROFILE_DIR);
   return folders;
@@ -62,7 +63,7 @@ std::size_t Job::fullest_stage() const {
   return static_cast<std::size_t>(fullest - program.stages.begin());
 }
 
-double Job::memory_peak_bytes() const { return cost().process_peak_bytes(program.stages[fullest_stage()].arena_bytes); }
+double Job::memory_peak_bytes() const { return cost().process_peak_bytes(program, program.stages[fullest_stage()]); }
 
 Result<Job> prepare(const std::string& scenario_file) {
   Result<Scenario> scenario = load_scenario(scenario_file);
@@ -87,6 +88,14 @@ Result<Job> prepare(const std::string& scenario_file) {
         scenario_file, "$.stack", "\"" + job.stack.name + "\"",
         fmt::format("was measured on {} only, and the cluster is of {}", fmt::join(known, ", "), job.hardware.name),
         "use \"default\", or give a stack profile for this hardware"};
+  }
+  if (job.hardware.of_processors() && job.hardware.rates_for(job.scenario.plan) == nullptr) {
+    static constexpr const char* kPrecisions[] = {"bf16", "f32", "f64"};
+    return Problem{hardware_file.value(), "$.op_rates", "",
+                   fmt::format("has nothing measured for {} with {} threads a rank, which the plan of {} asks for",
+                               kPrecisions[static_cast<int>(job.scenario.plan.precision)],
+                               job.scenario.plan.cpu_threads, scenario_file),
+                   "run trainyard calibrate on the machine, or change the plan"};
   }
   job.program = lower(job.scenario.model, job.scenario.plan);
   return job;

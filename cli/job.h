@@ -16,7 +16,7 @@ struct Job {
   HardwareProfile hardware;
   StackProfile stack;
 
-  [[nodiscard]] CostModel cost() const { return CostModel(hardware, stack, scenario.plan.precision); }
+  [[nodiscard]] CostModel cost() const { return CostModel(hardware, stack, scenario.plan); }
   [[nodiscard]] std::int64_t nodes() const {
     return (scenario.plan.ranks() + scenario.cluster.gpus_per_node - 1) / scenario.cluster.gpus_per_node;
   }
@@ -25,8 +25,8 @@ struct Job {
   [[nodiscard]] std::size_t fullest_stage() const;
 };
 
-/// Loads the scenario, finds its profiles (beside it, in $TRAINYARD_PROFILES, or where they were built from), and
-/// lowers it.
+/// Loads the scenario, finds its profiles ($TRAINYARD_PROFILES, ./profiles, beside it, or where they were built from),
+/// and lowers it.
 Result<Job> prepare(const std::string& scenario_file);
 
 /// Infeasible when a stage does not fit the device.

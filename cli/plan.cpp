@@ -99,7 +99,7 @@ int show_plan(const std::string& file, const Context& context) {
     json row{{"stage", stage.stage},
              {"layers", layers},
              {"arena_bytes", stage.arena_bytes},
-             {"process_peak_bytes", job.cost().process_peak_bytes(stage.arena_bytes)}};
+             {"process_peak_bytes", job.cost().process_peak_bytes(job.program, stage)}};
     for (std::size_t r = 0; r < kRoleCount; ++r) row["by_role"][to_string(static_cast<Role>(r))] = use.by_role[r];
     out["stages"].push_back(row);
   }

@@ -171,6 +171,7 @@ void add_run(CLI::App& app, Context& context) {
       add_command(*run, "show", "The report of a run", "  trainyard run show latest\n  trainyard run show 3 --json");
   show->add_option("run", *selector, "Id, name or \"latest\"");
   show->callback([selector, &context] { context.run = [selector, &context] { return show_run(*selector, context); }; });
+  add_run_diff(*run, context);
   auto options = std::make_shared<ExportOptions>();
   CLI::App* exported = add_command(*run, "export", "Write a run for other tools",
                                    "  trainyard run export latest --format chrome -o trace.json   # open in Perfetto\n"

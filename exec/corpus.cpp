@@ -38,15 +38,13 @@ Result<Corpus> Corpus::open(const std::string& path) {
     }
     if (error) return unreadable(path, error.message());
     std::sort(files.begin(), files.end());
-    auto text = std::make_shared<std::string>();
+    std::string text;
     for (const std::string& file : files) {
       std::ifstream in(file, std::ios::binary);
-      text->append(std::istreambuf_iterator<char>(in), {});
+      text.append(std::istreambuf_iterator<char>(in), {});
       if (in.bad() || !in.is_open()) return unreadable(file, std::strerror(errno));
     }
-    corpus.bytes_ = static_cast<std::int64_t>(text->size());
-    corpus.text_ = {text, reinterpret_cast<const unsigned char*>(text->data())};
-    return corpus;
+    return of_text(std::move(text));
   }
   const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   struct stat status {};
@@ -63,6 +61,14 @@ Result<Corpus> Corpus::open(const std::string& path) {
   corpus.text_ = {static_cast<const unsigned char*>(mapped), [size](const unsigned char* text) {
                     if (size > 0) ::munmap(const_cast<unsigned char*>(text), size);
                   }};
+  return corpus;
+}
+
+Corpus Corpus::of_text(std::string text) {
+  Corpus corpus;
+  corpus.bytes_ = static_cast<std::int64_t>(text.size());
+  const auto owned = std::make_shared<const std::string>(std::move(text));
+  corpus.text_ = {owned, reinterpret_cast<const unsigned char*>(owned->data())};
   return corpus;
 }
 

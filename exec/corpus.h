@@ -18,6 +18,8 @@ class Corpus {
   /// A file, or a folder: the files below it, by path. They are mapped, or joined in memory.
   static Result<Corpus> open(const std::string& path);
 
+  static Corpus of_text(std::string text);
+
   [[nodiscard]] std::int64_t bytes() const { return bytes_; }
 
   /// Writes tokens [sequence_length + 1] of a sample of a step. The text is cut into windows of sequence_length (their

@@ -74,6 +74,7 @@ struct Header {
 };
 constexpr auto kHeader = static_cast<std::int64_t>(sizeof(Header));
 constexpr std::int64_t kReadBytes = 16 << 10;
+constexpr std::int64_t kSegmentBytes = 1 << 20;  // of a sum
 
 class MeshCommunicator final : public Communicator {
  public:
@@ -91,30 +92,19 @@ class MeshCommunicator final : public Communicator {
 
   Ticket all_reduce(const Team& team, Reduce reduce, const Tensor& x, const Tensor& y) override {
     // Each member sums its share of everybody's, then hands it to all.
-    const std::size_t g = team.ranks.size();
-    const auto [first, count] = share(x.size(), team.me, g);
-    const std::int64_t unit = size_of(x.dtype);
-    auto gathered = std::make_shared<std::vector<std::byte>>(index(count * unit) * g);
-    Work& work = begin();
-    for (std::size_t i = 0; i < g; ++i) {
-      if (i == team.me) continue;
-      const auto [their_first, their_count] = share(x.size(), i, g);
-      send(work, team.ranks[i], channel_of(team), bytes_of(slice(x, their_first, their_count)));
-      receive(work, team.ranks[i], channel_of(team), {gathered->data() + index(count * unit) * i, count * unit});
-    }
-    work.then = [this, team, reduce, x, y, gathered, g, mine = first, n = count, unit](Work& next) {
-      std::vector<const std::byte*> parts;
-      const Tensor own = slice(x, mine, n), out = slice(y, mine, n);
-      for (std::size_t i = 0; i < g; ++i)
-        parts.push_back(i == team.me ? static_cast<std::byte*>(own.data) : gathered->data() + index(n * unit) * i);
-      reduce_parts(reduce, x.dtype, parts, static_cast<std::byte*>(out.data), n);
-      for (std::size_t i = 0; i < g; ++i) {
+    const auto [first, count] = share(x.size(), team.me, team.ranks.size());
+    auto sum = std::make_shared<ShareSum>(ShareSum{team, reduce, x, {}, slice(y, first, count), {}, {}});
+    for (std::size_t i = 0; i < team.ranks.size(); ++i) sum->shares.push_back(share(x.size(), i, team.ranks.size()));
+    sum->then = [this, team, y, out = sum->out](Work& next) {
+      for (std::size_t i = 0; i < team.ranks.size(); ++i) {
         if (i == team.me) continue;
-        const auto [their_first, their_count] = share(y.size(), i, g);
+        const auto [their_first, their_count] = share(y.size(), i, team.ranks.size());
         send(next, team.ranks[i], channel_of(team), bytes_of(out));
         receive(next, team.ranks[i], channel_of(team), bytes_of(slice(y, their_first, their_count)));
       }
     };
+    Work& work = begin();
+    sum_segment(work, sum, 0);
     return start(work);
   }
 
@@ -134,22 +124,11 @@ class MeshCommunicator final : public Communicator {
   }
 
   Ticket reduce_scatter(const Team& team, const Tensor& x, const Tensor& y) override {
-    const std::size_t g = team.ranks.size();
-    const std::int64_t count = y.size(), bytes = count * size_of(x.dtype);
-    auto gathered = std::make_shared<std::vector<std::byte>>(index(bytes) * g);
+    auto sum = std::make_shared<ShareSum>(ShareSum{team, Reduce::Sum, x, {}, y, {}, {}});
+    for (std::size_t i = 0; i < team.ranks.size(); ++i)
+      sum->shares.emplace_back(y.size() * static_cast<std::int64_t>(i), y.size());
     Work& work = begin();
-    for (std::size_t i = 0; i < g; ++i) {
-      if (i == team.me) continue;
-      send(work, team.ranks[i], channel_of(team), bytes_of(slice(x, count * static_cast<std::int64_t>(i), count)));
-      receive(work, team.ranks[i], channel_of(team), {gathered->data() + index(bytes) * i, bytes});
-    }
-    work.then = [team, x, y, gathered, g, count, bytes](Work&) {
-      std::vector<const std::byte*> parts;
-      const Tensor own = slice(x, count * static_cast<std::int64_t>(team.me), count);
-      for (std::size_t i = 0; i < g; ++i)
-        parts.push_back(i == team.me ? static_cast<std::byte*>(own.data) : gathered->data() + index(bytes) * i);
-      reduce_parts(Reduce::Sum, x.dtype, parts, static_cast<std::byte*>(y.data), count);
-    };
+    sum_segment(work, sum, 0);
     return start(work);
   }
 
@@ -214,6 +193,16 @@ class MeshCommunicator final : public Communicator {
     Ticket ticket = 0;
     int left = 0;  // messages
     std::function<void(Work&)> then;
+  };
+  // Each member's share of x, summed over the members into that member's `out`.
+  struct ShareSum {
+    Team team;
+    Reduce reduce;
+    Tensor x;
+    std::vector<std::pair<std::int64_t, std::int64_t>> shares;  // by member: first element, elements
+    Tensor out;
+    std::function<void(Work&)> then;  // when it is all there
+    std::vector<std::byte> received;  // of one segment, from each member
   };
   struct Outgoing {
     Header header;
@@ -280,6 +269,35 @@ class MeshCommunicator final : public Communicator {
     ++work.left;
     peer.expected[channel].push_back({buffer, work.ticket});
     // It may be arriving at this moment, into memory of its own: then it is handed over when it is whole.
+  }
+
+  // Sums elements [done, done + a segment) of every share, then goes on with the next segment. So what is received
+  // needs little room, and is still in the near caches when it is summed.
+  void sum_segment(Work& work, const std::shared_ptr<ShareSum>& sum, std::int64_t done) {
+    const Team& team = sum->team;
+    const std::int64_t unit = size_of(sum->x.dtype), segment = kSegmentBytes / unit;
+    const auto left = [&](std::size_t i) { return std::clamp<std::int64_t>(sum->shares[i].second - done, 0, segment); };
+    const std::int64_t mine = left(team.me);
+    sum->received.resize(index(mine * unit) * team.ranks.size());
+    std::vector<const std::byte*> parts;
+    bool last = true;
+    for (std::size_t i = 0; i < team.ranks.size(); ++i) {
+      const Tensor theirs = slice(sum->x, sum->shares[i].first + done, left(i));
+      last &= sum->shares[i].second <= done + segment;
+      std::byte* received = sum->received.data() + index(mine * unit) * i;
+      parts.push_back(i == team.me ? static_cast<std::byte*>(theirs.data) : received);
+      if (i == team.me) continue;
+      if (theirs.size() > 0) send(work, team.ranks[i], channel_of(team), bytes_of(theirs));
+      if (mine > 0) receive(work, team.ranks[i], channel_of(team), {received, mine * unit});
+    }
+    work.then = [this, sum, parts, mine, done, segment, last](Work& next) {
+      if (mine > 0) {
+        const Tensor out = slice(sum->out, done, mine);
+        reduce_parts(sum->reduce, out.dtype, parts, static_cast<std::byte*>(out.data), mine);
+      }
+      if (!last) return sum_segment(next, sum, done + segment);
+      if (sum->then) sum->then(next);
+    };
   }
 
   // Goes on with work that has nothing left to move.

@@ -209,5 +209,7 @@ class Kernels {
 std::unique_ptr<Kernels> cpu_kernels(int threads = 1);
 /// Which it is.
 std::string cpu_instruction_set();
+/// FLOP/s in f32 of one thread that does nothing but multiply and add, measured now: the ceiling of any kernel.
+double cpu_peak_flops();
 
 }  // namespace trainyard::kernels

@@ -65,38 +65,16 @@ class QueryBlock {
   Int columns_ = 0;
 };
 
-// Rotate-half rope at one position. Angles in f64: positions are large.
+// Rotates a head by rotate-half rope: forward for sign = 1, its transpose for sign = -1. angles: cosines, then sines.
 template <class Acc>
-class Rope {
- public:
-  Rope(double theta, Int dim) : half_(dim / 2) {
-    for (Int j = 0; j < half_ && theta > 0; ++j)
-      frequencies_.push_back(std::pow(theta, -2.0 * static_cast<double>(j) / static_cast<double>(dim)));
-    cos_.resize(frequencies_.size());
-    sin_.resize(frequencies_.size());
+void rotate(Acc* head, const double* angles, Int half, Acc sign) {
+  for (Int j = 0; j < half; ++j) {
+    const Acc x = head[j], y = head[half + j], c = static_cast<Acc>(angles[j]),
+              s = sign * static_cast<Acc>(angles[half + j]);
+    head[j] = x * c - y * s;
+    head[half + j] = y * c + x * s;
   }
-  void turn_to(Int position) {
-    for (std::size_t j = 0; j < frequencies_.size(); ++j) {
-      const double angle = static_cast<double>(position) * frequencies_[j];
-      cos_[j] = static_cast<Acc>(std::cos(angle));
-      sin_[j] = static_cast<Acc>(std::sin(angle));
-    }
-  }
-  /// Forward for sign = 1, its transpose for sign = -1.
-  void rotate(Acc* head, Acc sign) const {
-    for (Int j = 0; j < half_; ++j) {
-      const auto i = static_cast<std::size_t>(j);
-      const Acc x = head[j], y = head[half_ + j], s = sign * sin_[i];
-      head[j] = x * cos_[i] - y * s;
-      head[half_ + j] = y * cos_[i] + x * s;
-    }
-  }
-
- private:
-  Int half_;
-  std::vector<double> frequencies_;
-  std::vector<Acc> cos_, sin_;
-};
+}
 
 // Attention of one query head over one block of queries.
 template <class Acc>
@@ -139,6 +117,26 @@ class HeadBlock {
 
 }  // namespace
 
+const RopeTable& CpuKernels::rope_table(double theta, Int dim, const Tensor& positions) {
+  RopeTable& table = rope_tables_[{theta, dim}];
+  if (theta <= 0) return table;
+  Int last = -1;
+  for (Int t = 0; t < positions.size(); ++t) last = std::max<Int>(last, indices(positions)[t]);
+  table.grow(theta, dim, last + 1);
+  return table;
+}
+
+void RopeTable::grow(double theta, Int dim, Int positions) {
+  half_ = dim / 2;
+  for (auto position = static_cast<Int>(angles_.size()) / std::max<Int>(dim, 1); position < positions; ++position) {
+    const auto angle = [&](Int j) {
+      return static_cast<double>(position) * std::pow(theta, -2.0 * static_cast<double>(j) / static_cast<double>(dim));
+    };
+    for (Int j = 0; j < half_; ++j) angles_.push_back(std::cos(angle(j)));
+    for (Int j = 0; j < half_; ++j) angles_.push_back(std::sin(angle(j)));
+  }
+}
+
 void CpuKernels::split_qkv(const Heads& heads, double rope_theta, const Tensor& qkv, const Tensor& positions,
                            const Tensor& q, const Tensor& k, const Tensor& v) {
   const Int rows = qkv.dims[0], dim = heads.dim, nq = heads.query * dim, nk = heads.key * dim;
@@ -147,17 +145,17 @@ void CpuKernels::split_qkv(const Heads& heads, double rope_theta, const Tensor& 
     const Scratch::Scope scope(scratch_);
     const In<Acc> in(qkv, scratch_);
     const Out<Acc> query(q, scratch_), key(k, scratch_), value(v, scratch_);
+    const RopeTable& rope = rope_table(rope_theta, dim, positions);
     parallel(rows, kGrain / (nq + 2 * nk), [&](Int begin, Int end, Int) {
-      Rope<Acc> rope(rope_theta, dim);
       for (Int t = begin; t < end; ++t) {
         const Acc* from = in.row(t, nq + 2 * nk);
         std::copy_n(from, nq, query.row(t, nq));
         std::copy_n(from + nq, nk, key.row(t, nk));
         std::copy_n(from + nq + nk, nk, value.row(t, nk));
         if (rope_theta <= 0) continue;
-        rope.turn_to(indices(positions)[t]);
-        for (Int h = 0; h < heads.query; ++h) rope.rotate(query.row(t, nq) + h * dim, Acc{1});
-        for (Int h = 0; h < heads.key; ++h) rope.rotate(key.row(t, nk) + h * dim, Acc{1});
+        const double* angles = rope.at(indices(positions)[t]);
+        for (Int h = 0; h < heads.query; ++h) rotate(query.row(t, nq) + h * dim, angles, dim / 2, Acc{1});
+        for (Int h = 0; h < heads.key; ++h) rotate(key.row(t, nk) + h * dim, angles, dim / 2, Acc{1});
       }
     });
   });
@@ -171,16 +169,16 @@ void CpuKernels::merge_qkv_grad(const Heads& heads, double rope_theta, const Ten
     const Scratch::Scope scope(scratch_);
     const In<Acc> query(dq, scratch_), key(dk, scratch_), value(dv, scratch_);
     const Out<Acc> out(dqkv, scratch_);
+    const RopeTable& rope = rope_table(rope_theta, dim, positions);
     parallel(rows, kGrain / (nq + 2 * nk), [&](Int begin, Int end, Int) {
-      Rope<Acc> rope(rope_theta, dim);
       for (Int t = begin; t < end; ++t) {
         Acc* to = out.row(t, nq + 2 * nk);
         std::copy_n(query.row(t, nq), nq, to);
         std::copy_n(key.row(t, nk), nk, to + nq);
         std::copy_n(value.row(t, nk), nk, to + nq + nk);
         if (rope_theta <= 0) continue;
-        rope.turn_to(indices(positions)[t]);
-        for (Int h = 0; h < heads.query + heads.key; ++h) rope.rotate(to + h * dim, Acc{-1});
+        const double* angles = rope.at(indices(positions)[t]);
+        for (Int h = 0; h < heads.query + heads.key; ++h) rotate(to + h * dim, angles, dim / 2, Acc{-1});
       }
     });
   });

@@ -2,12 +2,25 @@
 #pragma once
 
 #include <algorithm>
+#include <map>
 #include <vector>
 
 #include "kernels/cpu/array.h"
 #include "kernels/kernels.h"
 
 namespace trainyard::kernels::cpu {
+
+/// Cosines and sines of rope by position, in f64 because positions are large; computed once.
+class RopeTable {
+ public:
+  void grow(double theta, Int dim, Int positions);
+  /// Of a position: dim / 2 cosines, then as many sines.
+  [[nodiscard]] const double* at(Int position) const { return angles_.data() + position * 2 * half_; }
+
+ private:
+  Int half_ = 0;
+  std::vector<double> angles_;
+};
 
 /// Elements that are worth a thread of their own.
 inline constexpr Int kGrain = 16384;
@@ -95,9 +108,13 @@ class CpuKernels final : public Kernels {
     for (Int part = 0; part < parts; ++part) f(count * part / parts, count * (part + 1) / parts, part);
   }
 
+  /// With the angles of these positions.
+  const RopeTable& rope_table(double theta, Int dim, const Tensor& positions);
+
   int threads_;
-  Scratch scratch_;                 // of the calling thread, outside parallel()
-  std::vector<Scratch> scratches_;  // by thread, inside it
+  std::map<std::pair<double, Int>, RopeTable> rope_tables_;  // by base and head size
+  Scratch scratch_;                                          // of the calling thread, outside parallel()
+  std::vector<Scratch> scratches_;                           // by thread, inside it
 };
 
 }  // namespace trainyard::kernels::cpu
@@ -106,8 +123,11 @@ namespace trainyard::kernels {
 
 /// What a module of kernels for one instruction set exports.
 using MakeKernels = Kernels* (*)(int threads);
+using PeakFlops = double (*)();
 inline constexpr char kMakeKernelsSymbol[] = "trainyard_make_cpu_kernels";
+inline constexpr char kPeakFlopsSymbol[] = "trainyard_cpu_peak_flops";
 
 }  // namespace trainyard::kernels
 
 extern "C" trainyard::kernels::Kernels* trainyard_make_cpu_kernels(int threads);
+extern "C" double trainyard_cpu_peak_flops();

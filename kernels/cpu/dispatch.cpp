@@ -5,6 +5,7 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <optional>
 
 #include "kernels/cpu/cpu_kernels.h"
 
@@ -33,26 +34,29 @@ std::vector<std::string> module_folders() {
   return folders;
 }
 
-MakeKernels open_module(const std::string& set) {
-  for (const std::string& folder : module_folders()) {
-    void* module = dlopen(fmt::format("{}/trainyard_kernels_{}.so", folder, set).c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (module == nullptr) continue;
-    if (void* make = dlsym(module, kMakeKernelsSymbol)) return reinterpret_cast<MakeKernels>(make);
-  }
-  return nullptr;
-}
-
 struct Choice {
   std::string set = "baseline";
   MakeKernels make = trainyard_make_cpu_kernels;
+  PeakFlops peak_flops = trainyard_cpu_peak_flops;
 };
+
+std::optional<Choice> open_module(const std::string& set) {
+  for (const std::string& folder : module_folders()) {
+    void* module = dlopen(fmt::format("{}/trainyard_kernels_{}.so", folder, set).c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (module == nullptr) continue;
+    void *make = dlsym(module, kMakeKernelsSymbol), *peak = dlsym(module, kPeakFlopsSymbol);
+    if (make != nullptr && peak != nullptr)
+      return Choice{set, reinterpret_cast<MakeKernels>(make), reinterpret_cast<PeakFlops>(peak)};
+  }
+  return std::nullopt;
+}
 
 const Choice& choice() {
   static const Choice chosen = [] {
     const char* wanted = std::getenv("TRAINYARD_CPU");
     for (const char* set : {"v4", "v3"}) {
       if (!supported(set) || (wanted != nullptr && wanted != std::string(set))) continue;
-      if (const MakeKernels make = open_module(set)) return Choice{set, make};
+      if (const std::optional<Choice> found = open_module(set)) return *found;
     }
     return Choice{};
   }();
@@ -62,6 +66,8 @@ const Choice& choice() {
 }  // namespace
 
 std::string cpu_instruction_set() { return choice().set; }
+
+double cpu_peak_flops() { return choice().peak_flops(); }
 
 std::unique_ptr<Kernels> cpu_kernels(int threads) { return std::unique_ptr<Kernels>(choice().make(threads)); }
 

@@ -46,6 +46,21 @@ Collective collective_of(OpKind kind) {
 CostModel::CostModel(HardwareProfile hardware, StackProfile stack, Precision precision)
     : hardware_(std::move(hardware)), stack_(std::move(stack)), precision_(precision) {}
 
+CostModel::CostModel(HardwareProfile hardware, StackProfile stack, const ParallelPlan& plan)
+    : CostModel(std::move(hardware), std::move(stack), plan.precision) {
+  if (!hardware_.of_processors()) return;
+  const OpRates* rates = hardware_.rates_for(plan);
+  TY_CHECK(rates != nullptr, "who makes a cost model has seen that the profile has rates for the plan");
+  rates_ = rates->kinds;
+}
+
+const OpRates* HardwareProfile::rates_for(const ParallelPlan& plan) const {
+  for (const OpRates& rates : op_rates) {
+    if (rates.precision == plan.precision && rates.threads == plan.cpu_threads) return &rates;
+  }
+  return nullptr;
+}
+
 double CostModel::peak_flops() const {
   return precision_ == Precision::Bf16 ? hardware_.peak_bf16_flops : hardware_.peak_f32_flops;
 }
@@ -90,8 +105,18 @@ double CostModel::memory_bound_seconds(const Op& op) const {
          (op.bytes_read + op.bytes_written) / (hardware_.memory_bytes_per_s * hardware_.memory_efficiency);
 }
 
+double CostModel::processor_seconds(const Op& op) const {
+  if (op.kind == OpKind::Join || op.kind == OpKind::HostSync) return 0;
+  // Every kind that programs of today have was measured; one that comes later moves its bytes like an addition.
+  const auto found = rates_.find(op.kind);
+  const OpRate& rate = found != rates_.end() ? found->second : rates_.at(OpKind::Add);
+  return stack_.kernel_gap_s + rate.floor_s + op.flops * rate.seconds_per_flop +
+         (op.bytes_read + op.bytes_written) * rate.seconds_per_byte;
+}
+
 double CostModel::op_seconds(const Op& op) const {
   TY_CHECK(!is_communication(op.kind), "communication is costed by its group");
+  if (!rates_.empty()) return processor_seconds(op);
   const auto m = static_cast<double>(op.attr.m), n = static_cast<double>(op.attr.n), k = static_cast<double>(op.attr.k);
   const auto groups = static_cast<double>(std::max<std::int64_t>(op.attr.local_experts, 1));
   switch (op.kind) {
@@ -167,9 +192,27 @@ FabricCost CostModel::fabric_collective(Collective kind, std::int64_t ranks, std
   return cost;
 }
 
-double CostModel::process_peak_bytes(std::int64_t arena_bytes) const {
-  return static_cast<double>(arena_bytes) * (1 + stack_.allocator_reserve) + stack_.context_bytes +
-         stack_.communicator_bytes;
+// GPUs have their workspaces in context_bytes, and kernels of processors have almost none where they compute in the
+// type that is stored. Operands in bf16 are converted to f32 whole, but for the optimizer's, which are converted in
+// stretches.
+double CostModel::workspace_bytes(const StepProgram& program, const StageProgram& stage) const {
+  if (!hardware_.of_processors() || precision_ != Precision::Bf16) return 0;
+  double most = 0;
+  for (const Item& item : stage.items) {
+    if (item.block < 0) continue;
+    const Block& block = program.block(item);
+    if (block.kind != BlockKind::Forward && block.kind != BlockKind::Backward) continue;
+    for (const Op& op : block.ops) {
+      if (op.kind == OpKind::Zero || op.kind == OpKind::Accumulate || is_communication(op.kind)) continue;
+      most = std::max(most, 2 * (op.bytes_read + op.bytes_written));
+    }
+  }
+  return most;
+}
+
+double CostModel::process_peak_bytes(const StepProgram& program, const StageProgram& stage) const {
+  return static_cast<double>(stage.arena_bytes) * (1 + stack_.allocator_reserve) + stack_.context_bytes +
+         stack_.communicator_bytes + workspace_bytes(program, stage);
 }
 
 }  // namespace trainyard

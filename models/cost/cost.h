@@ -10,7 +10,7 @@
 
 #include "models/base/status.h"
 #include "models/plan/parallel_plan.h"
-#include "models/program/op.h"
+#include "models/program/program.h"
 
 namespace trainyard {
 
@@ -38,7 +38,21 @@ struct GemmModel {
   double relative_128x128 = 1, relative_64x128 = 1, relative_64x64 = 1;
 };
 
-/// Measured facts of one GPU and its node: scenarios/profiles/<name>.json, made by fit.py beside them.
+/// How fast processors compute a kind of op: floor_s + flops * seconds_per_flop + bytes * seconds_per_byte, with bytes
+/// read and written together.
+struct OpRate {
+  double floor_s = 0, seconds_per_flop = 0, seconds_per_byte = 0;
+};
+
+/// Rates by kind of op, for ranks of one precision and so many threads each.
+struct OpRates {
+  Precision precision = Precision::F32;
+  std::int64_t threads = 1;
+  std::map<OpKind, OpRate> kinds;
+};
+
+/// Measured facts of one GPU and its node: scenarios/profiles/<name>.json, made by fit.py beside them. Or of a machine
+/// whose processors are the devices, made by `trainyard calibrate`: then it has op_rates, and no GPU's models.
 struct HardwareProfile {
   std::string name;
   double peak_bf16_flops = 0, peak_f32_flops = 0;
@@ -53,6 +67,11 @@ struct HardwareProfile {
   double nvlink_p2p_bytes_per_s = 0, nvlink_p2p_latency_s = 0;
   double nic_latency_s = 0;   // one step of a collective over the network
   double nic_efficiency = 0;  // payload over line rate
+  std::vector<OpRates> op_rates;
+
+  [[nodiscard]] bool of_processors() const { return !op_rates.empty(); }
+  /// The rates for a plan; null when they were not measured.
+  [[nodiscard]] const OpRates* rates_for(const ParallelPlan& plan) const;
 };
 
 /// Facts of a software stack, and at most five fitted numbers: scenarios/profiles/stack-<name>.json.
@@ -83,6 +102,8 @@ struct FabricCost {
 class CostModel {
  public:
   CostModel(HardwareProfile hardware, StackProfile stack, Precision precision = Precision::Bf16);
+  /// For a plan, whose precision and threads a profile of processors must have rates for.
+  CostModel(HardwareProfile hardware, StackProfile stack, const ParallelPlan& plan);
 
   /// Duration of an op that is not communication.
   [[nodiscard]] double op_seconds(const Op& op) const;
@@ -100,8 +121,8 @@ class CostModel {
     return hardware_.nic_efficiency * nic_bytes_per_s;
   }
 
-  /// What the process holds on the device beside and around an arena.
-  [[nodiscard]] double process_peak_bytes(std::int64_t arena_bytes) const;
+  /// What a rank of this stage holds at most: its arena, and what the process has beside and around it.
+  [[nodiscard]] double process_peak_bytes(const StepProgram& program, const StageProgram& stage) const;
 
   [[nodiscard]] const HardwareProfile& hardware() const { return hardware_; }
   [[nodiscard]] const StackProfile& stack() const { return stack_; }
@@ -110,10 +131,13 @@ class CostModel {
  private:
   [[nodiscard]] double attention_seconds(const Op& op, double efficiency_ratio) const;
   [[nodiscard]] double memory_bound_seconds(const Op& op) const;
+  [[nodiscard]] double processor_seconds(const Op& op) const;
+  [[nodiscard]] double workspace_bytes(const StepProgram& program, const StageProgram& stage) const;
 
   HardwareProfile hardware_;
   StackProfile stack_;
   Precision precision_;
+  std::map<OpKind, OpRate> rates_;  // of processors
 };
 
 /// The collective that an op performs. Only for communication kinds with a group.

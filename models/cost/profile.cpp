@@ -40,27 +40,59 @@ void curve(ObjectReader& from, const char* x_key, const char* y_key, Curve& out)
                  "run scenarios/profiles/fit.py again");
 }
 
-void read_constants(ObjectReader& from, HardwareProfile& profile) {
-  const NumberRange positive{1e-12, 1e18}, share{1e-3, 1};
-  constant(from, "peak_bf16_flops", profile.peak_bf16_flops, positive);
-  constant(from, "peak_f32_flops", profile.peak_f32_flops, positive);
-  constant(from, "sms", profile.sms, {1, 10000});
-  constant(from, "memory_bytes", profile.memory_bytes, positive);
-  constant(from, "memory_bytes_per_s", profile.memory_bytes_per_s, positive);
-  constant(from, "memory_efficiency", profile.memory_efficiency, share);
-  constant(from, "kernel_floor_s", profile.kernel_floor_s, {0, 1});
-  constant(from, "gemm_efficiency", profile.gemm.efficiency, share);
-  constant(from, "gemm_prologue_k", profile.gemm.prologue_k, {0, 1e6});
-  constant(from, "gemm_quantisation", profile.gemm.quantisation, {0, 1});
-  constant(from, "gemm_memory_efficiency", profile.gemm.memory_efficiency, share);
-  constant(from, "gemm_relative_128x128", profile.gemm.relative_128x128, share);
-  constant(from, "gemm_relative_64x128", profile.gemm.relative_64x128, share);
-  constant(from, "gemm_relative_64x64", profile.gemm.relative_64x64, share);
-  constant(from, "attention_backward_efficiency_ratio", profile.attention_backward_efficiency_ratio, {0.1, 2});
-  constant(from, "nvlink_p2p_bytes_per_s", profile.nvlink_p2p_bytes_per_s, positive);
+constexpr NumberRange kPositive{1e-12, 1e18}, kShare{1e-3, 1};
+
+void read_node_constants(ObjectReader& from, HardwareProfile& profile) {
+  constant(from, "peak_bf16_flops", profile.peak_bf16_flops, kPositive);
+  constant(from, "peak_f32_flops", profile.peak_f32_flops, kPositive);
+  constant(from, "memory_bytes", profile.memory_bytes, kPositive);
+  constant(from, "nvlink_p2p_bytes_per_s", profile.nvlink_p2p_bytes_per_s, kPositive);
   constant(from, "nvlink_p2p_latency_s", profile.nvlink_p2p_latency_s, {0, 1});
   constant(from, "nic_latency_s", profile.nic_latency_s, {0, 1});
-  constant(from, "nic_efficiency", profile.nic_efficiency, share);
+  constant(from, "nic_efficiency", profile.nic_efficiency, kShare);
+}
+
+void read_gpu_constants(ObjectReader& from, HardwareProfile& profile) {
+  constant(from, "sms", profile.sms, {1, 10000});
+  constant(from, "memory_bytes_per_s", profile.memory_bytes_per_s, kPositive);
+  constant(from, "memory_efficiency", profile.memory_efficiency, kShare);
+  constant(from, "kernel_floor_s", profile.kernel_floor_s, {0, 1});
+  constant(from, "gemm_efficiency", profile.gemm.efficiency, kShare);
+  constant(from, "gemm_prologue_k", profile.gemm.prologue_k, {0, 1e6});
+  constant(from, "gemm_quantisation", profile.gemm.quantisation, {0, 1});
+  constant(from, "gemm_memory_efficiency", profile.gemm.memory_efficiency, kShare);
+  constant(from, "gemm_relative_128x128", profile.gemm.relative_128x128, kShare);
+  constant(from, "gemm_relative_64x128", profile.gemm.relative_64x128, kShare);
+  constant(from, "gemm_relative_64x64", profile.gemm.relative_64x64, kShare);
+  constant(from, "attention_backward_efficiency_ratio", profile.attention_backward_efficiency_ratio, {0.1, 2});
+}
+
+// One entry of op_rates.
+OpRates read_rates(ObjectReader& entry) {
+  OpRates rates;
+  entry.require({"precision", "threads", "kinds"});
+  entry
+      .choice<Precision>("precision", rates.precision,
+                         {{"bf16", Precision::Bf16}, {"f32", Precision::F32}, {"f64", Precision::F64}})
+      .integer("threads", rates.threads, {1, 1024});
+  entry.object("kinds", [&](ObjectReader& kinds) {
+    for (int i = 0; i < kOpKindCount; ++i) {
+      const auto kind = static_cast<OpKind>(i);
+      if (!kinds.has(to_string(kind))) continue;
+      kinds.object(to_string(kind), [&](ObjectReader& from) {
+        OpRate& rate = rates.kinds[kind];
+        double samples = 0, error = 0;  // for readers
+        from.number("floor_s", rate.floor_s, {0, 10})
+            .number("seconds_per_flop", rate.seconds_per_flop, {0, 1})
+            .number("seconds_per_byte", rate.seconds_per_byte, {0, 1})
+            .number("samples", samples)
+            .number("median_error", error);
+      });
+    }
+  });
+  if (rates.kinds.count(OpKind::Add) == 0 || rates.kinds.count(OpKind::Matmul) == 0)
+    entry.problem("kinds", "must have Add and Matmul at least", "run trainyard calibrate again");
+  return rates;
 }
 
 void read_nvlink(ObjectReader& from, HardwareProfile& profile) {
@@ -101,8 +133,16 @@ Result<Profile> load(const std::string& file, void (*read)(ObjectReader&, Profil
 
 Result<HardwareProfile> load_hardware_profile(const std::string& file) {
   return load<HardwareProfile>(file, [](ObjectReader& from, HardwareProfile& profile) {
-    from.object("constants", [&](ObjectReader& constants) { read_constants(constants, profile); });
-    from.require({"attention_forward", "nvlink"});
+    from.object("constants", [&](ObjectReader& constants) {
+      read_node_constants(constants, profile);
+      if (!from.has("op_rates")) read_gpu_constants(constants, profile);
+    });
+    from.require({"nvlink"});
+    if (from.has("op_rates")) {
+      from.objects("op_rates", [&](ObjectReader& entry) { profile.op_rates.push_back(read_rates(entry)); });
+    } else {
+      from.require({"attention_forward"});
+    }
     from.object("attention_forward", [&](ObjectReader& entry) {
       std::string text;
       entry.text("unit", text).text("source", text).text("date", text);

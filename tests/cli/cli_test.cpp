@@ -327,7 +327,7 @@ TEST_CASE("exit codes say what went wrong, and messages where", "[cli]") {
   CHECK(hardware.code == 2);
   CHECK(contains(hardware.err, "x.json: $.cluster.hardware = \"b200\": there is no such profile"));
   CHECK(contains(hardware.err, "a100-sxm, h100-sxm, h200-sxm"));
-  CHECK(contains(with("", R"(, "stack": "nemo")").err, "default, megatron-core, torch"));
+  CHECK(contains(with("", R"(, "stack": "nemo")").err, "default, localhost, megatron-core, torch"));
   CHECK(contains(with(R"(, "hardware": "a100-sxm")", R"(, "stack": "torch")").err,
                  "measured on h100-sxm, h200-sxm only"));
   CHECK(with(R"(, "name": "red \u001b[31m")", "").code == 2);
@@ -414,6 +414,50 @@ TEST_CASE("a job trains, is stored, and goes on from its checkpoint", "[cli]") {
   CHECK(contains(third.err, "damaged"));
   CHECK(contains(third.err, "going on from step 4"));
   CHECK(nlohmann::json::parse(third.out)["losses"].size() == 2);
+}
+
+TEST_CASE("this machine is measured, a job predicted and trained, and the two are laid side by side", "[cli]") {
+  const Yard yard;
+  const std::string job = yard.file("job.json", R"({ "schema": 1, "name": "mine",
+    "model": { "base": ")" + std::string(TRAINYARD_SOURCE_DIR) +
+                                                    R"(/scenarios/models/tiny-llama.json", "vocab_size": 256 },
+    "plan": { "dp": 2, "precision": "f32", "sequence_length": 16, "global_batch_size": 4 },
+    "cluster": ")" + TRAINYARD_SOURCE_DIR + R"(/scenarios/clusters/localhost.json", "stack": "localhost",
+    "training": { "data": ")" + TRAINYARD_SOURCE_DIR +
+                                                    R"(/README.md", "steps": 3 } })");
+  const std::string profiles = (fs::path(job).parent_path() / "profiles").string();
+  const Outcome calibrated = yard.run("calibrate --quick --json -o '" + profiles + "'");
+  INFO(calibrated.err);
+  REQUIRE(calibrated.code == 0);
+  const auto machine = nlohmann::json::parse(calibrated.out);
+  CHECK(machine["gemm_share_of_peak"] > 0.05);
+  CHECK(machine["gemm_share_of_peak"] < 1.2);  // peak and product are timed one after the other
+  // The scenario's own profiles are found, and are those just measured.
+  const Outcome simulated = yard.run("sim run '" + job + "' --timeline --json");
+  INFO(simulated.err);
+  REQUIRE(simulated.code == 0);
+  REQUIRE(yard.run("exec run '" + job + "' -q").code == 0);
+  const auto diff = nlohmann::json::parse(yard.run("run diff 1 2 --json").out);
+  CHECK(diff["same_ops"] == true);
+  CHECK(diff["predicted"]["step_s"] == nlohmann::json::parse(simulated.out)["step"]["time_s"]);
+  CHECK(diff["measured"]["step_s"] > 0);
+  double products = 0;
+  for (const auto& row : diff["kinds"]) {
+    if (row["kind"] == "Matmul") products = row["count"];
+  }
+  CHECK(products > 10);
+  const Outcome text = yard.run("run diff 1 2");
+  CHECK(contains(text.out, "AttentionGrad"));
+  CHECK(contains(text.out, "communication"));
+  CHECK(contains(yard.run("run diff 1 7").err, "7"));
+  // f64 is for checking, and is not measured.
+  std::string f64;
+  std::getline(std::ifstream(job), f64, '\0');
+  f64.replace(f64.find("f32"), 3, "f64");
+  const Outcome refused = yard.run("sim run '" + yard.file("f64.json", f64) + "'");
+  CHECK(refused.code == 2);
+  CHECK(contains(refused.err, "$.op_rates"));
+  CHECK(contains(refused.err, "trainyard calibrate"));
 }
 
 TEST_CASE("what a job lacks is said before it starts", "[cli]") {

@@ -5,6 +5,7 @@
 
 #include "models/base/random.h"
 #include "models/cost/cost.h"
+#include "models/cost/op_rate_fit.h"
 
 using namespace trainyard;
 
@@ -20,9 +21,9 @@ CostModel model_of(const std::string& gpu) {
 }  // namespace
 
 TEST_CASE("every shipped profile loads", "[cost]") {
-  for (const char* gpu : {"a100-sxm", "h100-sxm", "h200-sxm"})
+  for (const char* gpu : {"a100-sxm", "h100-sxm", "h200-sxm", "localhost"})
     CHECK(load_hardware_profile(kProfiles + gpu + ".json").ok());
-  for (const char* stack : {"default", "megatron-core"})
+  for (const char* stack : {"default", "megatron-core", "localhost"})
     CHECK(load_stack_profile(kProfiles + "stack-" + stack + ".json").ok());
 }
 
@@ -82,4 +83,62 @@ TEST_CASE("a ring's wire bytes are the textbook's", "[cost]") {
   CHECK(exchange.bytes_per_nic == Approx(6e6));
   // Small all-reduces over many nodes go by trees: latency grows with the logarithm.
   CHECK(h100.fabric_collective(Collective::AllReduce, 8192, 8192, 1024, 50e9).latency_s < 1e-3);
+}
+
+TEST_CASE("a fit of op rates finds what made the samples, and takes no number below nought", "[cost]") {
+  const OpRate truth{2e-6, 4e-12, 5e-11};
+  std::vector<OpSample> samples;
+  RandomStream random(5, "rates");
+  for (int i = 0; i < 40; ++i) {
+    const double flops = std::exp2(16 + 14 * random.uniform()), bytes = std::exp2(12 + 12 * random.uniform());
+    samples.push_back({flops, bytes, predicted_seconds(truth, flops, bytes) * (0.98 + 0.04 * random.uniform())});
+  }
+  const OpRate found = fit_rate(samples);
+  CHECK(found.floor_s == Approx(truth.floor_s).epsilon(0.1));
+  CHECK(found.seconds_per_flop == Approx(truth.seconds_per_flop).epsilon(0.05));
+  CHECK(found.seconds_per_byte == Approx(truth.seconds_per_byte).epsilon(0.05));
+  CHECK(median_error(found, samples) < 0.02);
+
+  const OpRate falling = fit_rate({{0, 1e3, 3e-6}, {0, 1e6, 2e-6}, {0, 1e7, 1e-6}});
+  CHECK(falling.floor_s > 0);
+  CHECK(falling.seconds_per_byte == 0);
+  CHECK(falling.seconds_per_flop == 0);
+  const OpRate only = fit_rate({{1e6, 0, 1e-3}});
+  CHECK(predicted_seconds(only, 1e6, 0) == Approx(1e-3));
+}
+
+TEST_CASE("ops of processors take their measured rates, and workspaces are counted", "[cost]") {
+  const HardwareProfile hardware = load_hardware_profile(kProfiles + "localhost.json").value();
+  REQUIRE(hardware.of_processors());
+  ParallelPlan plan;
+  plan.precision = Precision::F32;
+  const OpRates* rates = hardware.rates_for(plan);
+  REQUIRE(rates != nullptr);
+  StackProfile stack;
+  stack.kernel_gap_s = 1e-6;
+  Op op;
+  op.kind = OpKind::Matmul;
+  op.flops = 1e9;
+  op.bytes_read = 3e6, op.bytes_written = 1e6;
+  CHECK(CostModel(hardware, stack, plan).op_seconds(op) ==
+        Approx(1e-6 + predicted_seconds(rates->kinds.at(OpKind::Matmul), 1e9, 4e6)));
+  op.kind = OpKind::Join;
+  CHECK(CostModel(hardware, stack, plan).op_seconds(op) == 0);
+
+  plan.cpu_threads = 77;
+  CHECK(hardware.rates_for(plan) == nullptr);
+
+  // Operands in bf16 are converted; those in f32 are computed with as they are.
+  StepProgram program;
+  program.blocks.emplace_back();
+  op.kind = OpKind::Matmul;
+  program.blocks[0].ops = {op};
+  StageProgram stage;
+  stage.arena_bytes = 1000;
+  stage.items.emplace_back();
+  stage.items[0].block = 0;
+  plan.cpu_threads = 1;
+  CHECK(CostModel(hardware, StackProfile{}, plan).process_peak_bytes(program, stage) == 1000);
+  plan.precision = Precision::Bf16;
+  CHECK(CostModel(hardware, StackProfile{}, plan).process_peak_bytes(program, stage) == 1000 + 2 * 4e6);
 }

@@ -26,6 +26,8 @@ void add_calibrate(CLI::App& app, Context& context);
 void add_exchange(CLI::App& app, Context& context);
 void add_exec(CLI::App& app, Context& context);
 void add_run(CLI::App& app, Context& context);
+/// Into the command "plan".
+void add_plan_validate(CLI::App& plan, Context& context);
 /// Into the command "run".
 void add_run_diff(CLI::App& run, Context& context);
 void add_doctor(CLI::App& app, Context& context);

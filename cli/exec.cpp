@@ -14,6 +14,7 @@
 #include "cli/commands.h"
 #include "cli/exit_code.h"
 #include "cli/interrupt.h"
+#include "cli/preflight.h"
 #include "cli/training_report.h"
 #include "cli/version.h"
 #include "exec/launcher.h"
@@ -33,53 +34,12 @@ struct Options {
   std::string job;
   std::optional<std::uint64_t> seed;
   std::optional<std::int64_t> steps;
-  std::string data, from, checkpoints;
+  std::string data, from, checkpoints, lock;
   std::string communicator = "mesh";
-  bool no_store = false;
+  bool no_store = false, unvalidated = false;
 };
 
-// --- what stands in the way before any rank starts
-
-Problems check_training(const Scenario& scenario, const exec::Corpus& corpus) {
-  const TrainingSpec& training = *scenario.training;
-  Problems problems;
-  if (scenario.model.vocab_size < exec::kByteVocabulary)
-    problems.push_back({"", "$.model.vocab_size", std::to_string(scenario.model.vocab_size),
-                        "text is trained on byte by byte, which takes a vocabulary of 256", "make it 256 or more"});
-  if (corpus.windows(scenario.plan.sequence_length) < 1)
-    problems.push_back({training.data, "", fmt::format("{} bytes", corpus.bytes()),
-                        fmt::format("does not fill one sequence of {} tokens", scenario.plan.sequence_length),
-                        "train on more text, or on shorter sequences"});
-  return problems;
-}
-
-std::int64_t available_memory_bytes() {
-  std::ifstream info("/proc/meminfo");
-  std::string word;
-  std::int64_t kib = 0;
-  while (info >> word) {
-    if (word == "MemAvailable:" && info >> kib) return kib * 1024;
-  }
-  return sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGE_SIZE);
-}
-
-// All ranks are on this machine. A snapshot of the optimizer state comes on top where there are checkpoints.
-Problems check_memory(const StepProgram& program, bool saves) {
-  const Mesh mesh(program.plan);
-  double wanted = 0;
-  for (std::int64_t rank = 0; rank < mesh.ranks(); ++rank) {
-    const StageProgram& stage = program.stages[static_cast<std::size_t>(mesh.coordinates(rank).pp)];
-    const MemoryUse use = memory_use(stage);
-    wanted += static_cast<double>(stage.arena_bytes);
-    if (saves) wanted += static_cast<double>(use.by_role[static_cast<std::size_t>(Role::Optimizer)]);
-  }
-  const auto available = static_cast<double>(available_memory_bytes());
-  if (wanted <= available) return {};
-  return {{"", "$.plan", format_bytes(wanted),
-           fmt::format("is what the {} ranks allocate together, and {} is free here", mesh.ranks(),
-                       format_bytes(available)),
-           "recompute more, use smaller micro-batches, or a smaller model", ProblemKind::Infeasible}};
-}
+// --- where it starts
 
 // The newest sound checkpoint of the folder, if there is any; what is damaged is named and passed over.
 Result<std::optional<exec::SavedState>> newest_checkpoint(const std::string& folder, const Context& context) {
@@ -158,14 +118,16 @@ class Live {
 
 // --- what is kept of it
 
-store::NewRun new_run(const Scenario& scenario, const Options& options) {
+store::NewRun new_run(const Scenario& scenario, const Options& options, const Preflight& preflight) {
   store::NewRun run;
   run.name = scenario.name;
   run.kind = store::RunKind::Exec;
   run.version = version_number();
   run.commit_id = commit_id();
   run.seed = scenario.seed;
-  run.parameters_json = json{{"job", options.job}, {"from", options.from}}.dump();
+  json validated;  // null: it was not
+  if (preflight.lock) validated = {{"lock", preflight.lock_file}, {"program", preflight.lock->hashes.program}};
+  run.parameters_json = json{{"job", options.job}, {"from", options.from}, {"validated", validated}}.dump();
   for (std::size_t s = 0; s < kStreamCount; ++s) run.streams.emplace_back(to_string(static_cast<Stream>(s)));
   return run;
 }
@@ -234,14 +196,15 @@ int train(const Options& options, const Context& context) {
   const Scenario scenario = std::move(loaded).value();
   const Result<exec::Corpus> corpus = exec::Corpus::open(scenario.training->data);
   if (!corpus) return fail(corpus.problems(), context);
-  Problems problems = check_training(scenario, corpus.value());
-  for (Problem& problem : problems) problem.file = problem.file.empty() ? options.job : problem.file;
-  if (!problems.empty()) return fail(problems, context);
-
   const StepProgram program = lower(scenario.model, scenario.plan);
-  problems = check_memory(program, !scenario.training->checkpoint.folder.empty());
-  for (Problem& problem : problems) problem.file = options.job;
+  Problems problems = check_training(options.job, scenario, program, corpus.value());
   if (!problems.empty()) return fail(problems, context);
+  Preflight preflight;
+  if (!options.unvalidated) {
+    Result<Preflight> checked = check_lock(options.job, options.lock, scenario, program);
+    if (!checked) return fail(checked.problems(), context);
+    preflight = std::move(checked).value();
+  }
 
   // The job's own checkpoints come before the weights that it once started from.
   auto saved = newest_checkpoint(scenario.training->checkpoint.folder, context);
@@ -263,10 +226,12 @@ int train(const Options& options, const Context& context) {
                         scenario.model.name, format_count(parameter_count(scenario.model)), scenario.plan.ranks(),
                         format_bytes(static_cast<double>(corpus.value().bytes())),
                         first > 0 ? fmt::format(", going on from step {}", first) : ""));
+  for (const std::string& note : preflight.notes) live.note("note: " + note);
   std::optional<store::RunWriter> writer;
   if (!options.no_store) {
-    Result<store::RunWriter> opened = store::RunWriter::open(
-        context.store_file.empty() ? store::default_store_file() : context.store_file, new_run(scenario, options));
+    Result<store::RunWriter> opened =
+        store::RunWriter::open(context.store_file.empty() ? store::default_store_file() : context.store_file,
+                               new_run(scenario, options, preflight));
     if (!opened) return fail(opened.problems(), context);
     writer.emplace(std::move(opened).value());
   }
@@ -284,7 +249,11 @@ int train(const Options& options, const Context& context) {
   const Result<exec::TrainingReport> trained = exec::train(job, events);
   if (!trained) return fail(trained.problems(), context);
   const exec::TrainingReport& report = trained.value();
-  const json summary = make_training_report(scenario, report);
+  json summary = make_training_report(scenario, report);
+  if (preflight.lock) {
+    summary["validated"] = compare_with_lock(summary, *preflight.lock);
+    for (const std::string& note : drift_notes(summary)) live.note("note: " + note);
+  }
   problems = report.problems;
   if (writer) {
     const Problems stored = store_result(*writer, program, report, summary);
@@ -298,12 +267,14 @@ int train(const Options& options, const Context& context) {
 }  // namespace
 
 void add_exec(CLI::App& app, Context& context) {
-  CLI::App* exec =
-      add_command(app, "exec", "Execute plans for real", "  trainyard exec run scenarios/tiny/train-llama.json");
+  CLI::App* exec = add_command(app, "exec", "Execute validated plans for real",
+                               "  trainyard plan validate scenarios/tiny/train-llama.json\n"
+                               "  trainyard exec run scenarios/tiny/train-llama.json");
   exec->require_subcommand(1);
   CLI::App* run = add_command(
       *exec, "run", "Train: every rank of the plan is a process of this machine",
-      "  trainyard exec run scenarios/tiny/train-llama.json\n"
+      "  trainyard plan validate job.json && trainyard exec run job.json\n"
+      "  trainyard exec run scenarios/tiny/train-llama.json --unvalidated\n"
       "  trainyard exec run job.json --data notes.txt --steps 500 --checkpoints runs/notes   # again: it goes on\n"
       "  trainyard exec run job.json --from huggingface-model/ --json | jq .losses");
   auto options = std::make_shared<Options>();
@@ -319,6 +290,9 @@ void add_exec(CLI::App& app, Context& context) {
   run->add_option("--communicator", options->communicator,
                   "How ranks talk: mesh, or gloo, which is slower and checks it")
       ->check(CLI::IsMember({"mesh", "gloo"}));
+  run->add_option("--lock", options->lock, "Lock of the validated plan (default: plan.lock.json beside the job)");
+  run->add_flag("--unvalidated", options->unvalidated, "Train a plan that plan validate has not seen")
+      ->excludes("--lock");
   run->add_flag("--no-store", options->no_store, "Do not write the run store");
   run->callback([options, &context] { context.run = [options, &context] { return train(*options, context); }; });
 }

@@ -65,19 +65,25 @@ std::size_t Job::fullest_stage() const {
 
 double Job::memory_peak_bytes() const { return cost().process_peak_bytes(program, program.stages[fullest_stage()]); }
 
+Result<ProfileFiles> find_profiles(const Scenario& scenario, const std::string& scenario_file) {
+  const Result<std::string> hardware = find_profile(scenario_file, "", scenario.cluster.hardware, "$.cluster.hardware");
+  if (!hardware) return hardware.problems();
+  const Result<std::string> stack = find_profile(scenario_file, kStackPrefix, scenario.stack, "$.stack");
+  if (!stack) return stack.problems();
+  return ProfileFiles{hardware.value(), stack.value()};
+}
+
 Result<Job> prepare(const std::string& scenario_file) {
   Result<Scenario> scenario = load_scenario(scenario_file);
   if (!scenario) return scenario.problems();
   Job job;
   job.scenario = std::move(scenario).value();
-  const Result<std::string> hardware_file =
-      find_profile(scenario_file, "", job.scenario.cluster.hardware, "$.cluster.hardware");
-  if (!hardware_file) return hardware_file.problems();
-  const Result<std::string> stack_file = find_profile(scenario_file, kStackPrefix, job.scenario.stack, "$.stack");
-  if (!stack_file) return stack_file.problems();
-  Result<HardwareProfile> hardware = load_hardware_profile(hardware_file.value());
+  const Result<ProfileFiles> profiles = find_profiles(job.scenario, scenario_file);
+  if (!profiles) return profiles.problems();
+  job.profiles = profiles.value();
+  Result<HardwareProfile> hardware = load_hardware_profile(job.profiles.hardware);
   if (!hardware) return hardware.problems();
-  Result<StackProfile> stack = load_stack_profile(stack_file.value());
+  Result<StackProfile> stack = load_stack_profile(job.profiles.stack);
   if (!stack) return stack.problems();
   job.hardware = std::move(hardware).value();
   job.stack = std::move(stack).value();
@@ -91,7 +97,7 @@ Result<Job> prepare(const std::string& scenario_file) {
   }
   if (job.hardware.of_processors() && job.hardware.rates_for(job.scenario.plan) == nullptr) {
     static constexpr const char* kPrecisions[] = {"bf16", "f32", "f64"};
-    return Problem{hardware_file.value(), "$.op_rates", "",
+    return Problem{job.profiles.hardware, "$.op_rates", "",
                    fmt::format("has nothing measured for {} with {} threads a rank, which the plan of {} asks for",
                                kPrecisions[static_cast<int>(job.scenario.plan.precision)],
                                job.scenario.plan.cpu_threads, scenario_file),

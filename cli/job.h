@@ -9,8 +9,14 @@
 
 namespace trainyard::cli {
 
+/// Where the profiles that a scenario names were found.
+struct ProfileFiles {
+  std::string hardware, stack;
+};
+
 struct Job {
   std::string file;  // the scenario's, as the user named it
+  ProfileFiles profiles;
   Scenario scenario;
   StepProgram program;
   HardwareProfile hardware;
@@ -25,8 +31,10 @@ struct Job {
   [[nodiscard]] std::size_t fullest_stage() const;
 };
 
-/// Loads the scenario, finds its profiles ($TRAINYARD_PROFILES, ./profiles, beside it, or where they were built from),
-/// and lowers it.
+/// Looks in $TRAINYARD_PROFILES, ./profiles, beside the scenario, and where they were built from.
+Result<ProfileFiles> find_profiles(const Scenario& scenario, const std::string& scenario_file);
+
+/// Loads the scenario and its profiles, and lowers it.
 Result<Job> prepare(const std::string& scenario_file);
 
 /// Infeasible when a stage does not fit the device.

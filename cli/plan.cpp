@@ -148,6 +148,7 @@ void add_plan(CLI::App& app, Context& context) {
       "  trainyard plan show scenarios/01-grok1-100k-week.json\n  trainyard plan show my.json --json | jq .stages");
   show->add_option("scenario", *file, "Scenario file")->required();
   show->callback([file, &context] { context.run = [file, &context] { return show_plan(*file, context); }; });
+  add_plan_validate(*plan, context);
 }
 
 }  // namespace trainyard::cli

@@ -22,6 +22,10 @@ double median(std::vector<double> values) {
   return *middle;
 }
 
+// Below these, what was validated is what is.
+constexpr double kStepTimeDrift = 0.25, kMemoryDrift = 0.1;
+constexpr int kStepsToJudge = 5;
+
 }  // namespace
 
 json make_training_report(const Scenario& scenario, const exec::TrainingReport& report) {
@@ -63,6 +67,33 @@ json make_training_report(const Scenario& scenario, const exec::TrainingReport& 
           {"memory", ranks}};
 }
 
+json compare_with_lock(const json& report, const LockedPlan& lock) {
+  double rss = 0;
+  for (const json& rank : report["memory"]) rss = std::max(rss, rank["rss_bytes"].get<double>());
+  const double step_s = report["step_time_s"];
+  return {{"program", lock.hashes.program},
+          {"step_time_s", lock.step_time_s},
+          {"step_time_error", step_s > 0 ? json(lock.step_time_s / step_s - 1) : json(nullptr)},
+          {"memory_peak_bytes", lock.memory_peak_bytes},
+          {"memory_error", rss > 0 ? json(lock.memory_peak_bytes / rss - 1) : json(nullptr)}};
+}
+
+std::vector<std::string> drift_notes(const json& report) {
+  std::vector<std::string> notes;
+  const json& validated = report["validated"];
+  const auto off = [&](const char* error, double by) {
+    return !validated[error].is_null() && std::fabs(validated[error].get<double>()) > by;
+  };
+  if (report["steps"] >= kStepsToJudge && off("step_time_error", kStepTimeDrift))
+    notes.push_back(
+        fmt::format("a step took {}, and {} when the plan was validated: trainyard calibrate, then validate",
+                    format_duration(report["step_time_s"]), format_duration(validated["step_time_s"])));
+  if (report["steps"] >= kStepsToJudge && off("memory_error", kMemoryDrift))
+    notes.push_back(fmt::format("ranks held {:+.0f}% of the memory that was predicted",
+                                100 * (1 / (1 + validated["memory_error"].get<double>()) - 1)));
+  return notes;
+}
+
 std::string training_text(const json& report) {
   std::string out = fmt::format("{}   seed {}   {} of {} parameters on {} rank{}\n\n", report["job"].get<std::string>(),
                                 report["seed"].get<std::uint64_t>(), report["model"].get<std::string>(),
@@ -84,6 +115,12 @@ std::string training_text(const json& report) {
     rows.push_back({"goodput", fmt::format("{:.1f}% of {}", 100 * report["goodput"].get<double>(),
                                            format_duration(report["wall_s"]))});
   }
+  if (report.contains("validated") && steps > 0)
+    rows.push_back({"validated", fmt::format("{} a step ({:+.1f}%), {} of memory ({:+.1f}%)",
+                                             format_duration(report["validated"]["step_time_s"]),
+                                             100 * report["validated"]["step_time_error"].get<double>(),
+                                             format_bytes(report["validated"]["memory_peak_bytes"]),
+                                             100 * report["validated"]["memory_error"].get<double>())});
   if (!report["checkpoints"].empty())
     rows.push_back(
         {"checkpoints", fmt::format("{}, for which training stood still for {}", report["checkpoints"].size(),

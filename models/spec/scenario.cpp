@@ -177,14 +177,22 @@ class ScenarioReader {
     part(from, "faults", read_faults, out_.faults, faults_);
     policies(from);
     training(from);
+    validation(from);
     from.finish();
     // Rules between values make sense only once every value is readable.
     if (problems_.empty()) validate_all();
     if (!problems_.empty()) return problems_;
+    out_.written = {written(model_), written(plan_), written(cluster_)};
     return out_;
   }
 
  private:
+  static std::string written(const std::optional<Source>& source) {
+    json value = source ? source->value : json::object();
+    value.erase("schema");  // which only files have
+    return value.dump();
+  }
+
   template <class Spec>
   void part(ObjectReader& from, const char* key, void (*reader)(ObjectReader&, Spec&), Spec& spec,
             std::optional<Source>& source) {
@@ -212,10 +220,20 @@ class ScenarioReader {
     std::optional<Source> source;
     part(from, "training", read_training, out_.training.emplace(), source);
     if (!source) return;
-    const fs::path folder = fs::path(source->layers.back().file).parent_path();
-    for (std::string* path : {&out_.training->data, &out_.training->checkpoint.folder}) {
-      if (!path->empty()) *path = (folder / *path).lexically_normal().string();
-    }
+    for (std::string* path : {&out_.training->data, &out_.training->checkpoint.folder}) seen_from_here(*path, *source);
+  }
+
+  void validation(ObjectReader& from) {
+    std::optional<Source> source;
+    part(from, "validation", read_validation, out_.validation, source);
+    for (std::string& path : out_.validation.scenarios) seen_from_here(path, *source);
+  }
+
+  // A path that is written as seen from its file.
+  static void seen_from_here(std::string& path, const Source& source) {
+    if (path.empty()) return;
+    const fs::path folder = fs::path(source.layers.back().file).parent_path();
+    path = (folder / path).lexically_normal().string();
   }
 
   // The rules of one part, each problem told where it was written.

@@ -14,6 +14,7 @@
 #include "models/spec/model_spec.h"
 #include "models/spec/policy_spec.h"
 #include "models/spec/training_spec.h"
+#include "models/spec/validation_spec.h"
 
 namespace trainyard {
 
@@ -33,6 +34,13 @@ struct Scenario {
   std::string stack = "default";
   /// What `exec run` needs beyond that. Paths are as seen from the working directory.
   std::optional<TrainingSpec> training;
+  /// What `plan validate` asks of the plan beyond soundness. Paths likewise.
+  ValidationSpec validation;
+
+  /// Parts as they were read, references followed: JSON with sorted keys. Whoever compares scenarios compares these.
+  struct Written {
+    std::string model, plan, cluster;
+  } written;
 };
 
 /// Reads a scenario file and what it refers to (paths relative to the file that names them),

@@ -253,4 +253,12 @@ void read_training(ObjectReader& from, TrainingSpec& training) {
       });
 }
 
+void read_validation(ObjectReader& from, ValidationSpec& validation) {
+  from.texts("scenarios", validation.scenarios)
+      .integer("seeds", validation.seeds, {1, 100'000})
+      .optional_number("max_step_time_s", validation.max_step_time_s, {1e-9, 1e9})
+      .optional_number("min_effective_training_time", validation.min_effective_training_time, {0, 1})
+      .optional_number("max_recovery_s", validation.max_recovery_s, {0, 1e9});
+}
+
 }  // namespace trainyard

@@ -8,6 +8,7 @@
 #include "models/spec/model_spec.h"
 #include "models/spec/policy_spec.h"
 #include "models/spec/training_spec.h"
+#include "models/spec/validation_spec.h"
 
 namespace trainyard {
 
@@ -17,5 +18,6 @@ void read_faults(ObjectReader& from, FaultSpec& faults);
 void read_policy(ObjectReader& from, PolicySpec& policy);
 void read_plan(ObjectReader& from, ParallelPlan& plan);
 void read_training(ObjectReader& from, TrainingSpec& training);
+void read_validation(ObjectReader& from, ValidationSpec& validation);
 
 }  // namespace trainyard

@@ -382,7 +382,9 @@ TEST_CASE("a job trains, is stored, and goes on from its checkpoint", "[cli]") {
     "plan": { "dp": 2, "precision": "f32", "sequence_length": 16, "global_batch_size": 4,
               "optimizer": { "learning_rate": 0.02 } },
     "cluster": ")" + TRAINYARD_SOURCE_DIR + R"(/scenarios/clusters/localhost.json",
+    "stack": "localhost", "validation": { "max_step_time_s": 60 },
     "training": { "data": "text", "steps": 6, "checkpoint": { "folder": "saved", "every_steps": 2 } } })");
+  REQUIRE(yard.run("plan validate '" + job + "'").code == 0);
   const Outcome first = yard.run("exec run '" + job + "' --steps 4 --json");
   INFO(first.err);
   REQUIRE(first.code == 0);
@@ -390,6 +392,7 @@ TEST_CASE("a job trains, is stored, and goes on from its checkpoint", "[cli]") {
   CHECK(report["losses"].size() == 4);
   CHECK(report["checkpoints"] == nlohmann::json({2, 4}));
   CHECK(report["memory"].size() == 2);
+  CHECK(report["validated"]["step_time_s"] > 0);
   const Outcome second = yard.run("exec run '" + job + "' --progress ndjson");
   INFO(second.err);
   REQUIRE(second.code == 0);
@@ -416,6 +419,100 @@ TEST_CASE("a job trains, is stored, and goes on from its checkpoint", "[cli]") {
   CHECK(nlohmann::json::parse(third.out)["losses"].size() == 2);
 }
 
+TEST_CASE("a plan is executed as it was validated, or not without being asked", "[cli]") {
+  const Yard yard;
+  const std::string models = std::string(TRAINYARD_SOURCE_DIR) + "/scenarios/models/";
+  const std::string clusters = std::string(TRAINYARD_SOURCE_DIR) + "/scenarios/clusters/";
+  const std::string policies = std::string(TRAINYARD_SOURCE_DIR) + "/scenarios/policies/";
+  const auto job_text = [&](const std::string& change, const std::string& validation) {
+    return R"({ "schema": 1, "name": "job", "stack": "localhost",
+      "model": { "base": ")" +
+           models + R"(tiny-llama.json", "vocab_size": 256 },
+      "plan": { "dp": 2, "precision": "f32", "sequence_length": 16, "global_batch_size": 4)" +
+           change + R"( },
+      "cluster": ")" +
+           clusters + R"(localhost.json", "validation": { )" + validation + R"( },
+      "training": { "data": ")" +
+           TRAINYARD_SOURCE_DIR + R"(/README.md", "steps": 2 } })";
+  };
+  // A rehearsal of the same plan elsewhere: a crash every other hour, on a cluster that is large enough.
+  const auto rehearsal = [&](const std::string& change) {
+    return R"({ "schema": 1, "name": "crashes", "stack": "localhost", "duration_s": 36000,
+      "model": { "base": ")" +
+           models + R"(tiny-llama.json", "vocab_size": 256 },
+      "plan": { "dp": 2, "precision": "f32", "sequence_length": 16, "global_batch_size": 4)" +
+           change + R"( },
+      "cluster": { "base": ")" +
+           clusters + R"(localhost.json", "nodes": 4 },
+      "faults": { "injected": [ { "kind": "node_crash", "node": 0, "at_s": 7200 } ] },
+      "policies": [ { "base": ")" +
+           policies + R"(fast-90s.json", "spare_nodes": 2 } ] })";
+  };
+  const std::string job = yard.file("job.json", job_text("", ""));
+  const std::string run = "exec run '" + job + "' --no-store -q ";
+
+  const Outcome unseen = yard.run(run);
+  CHECK(unseen.code == 2);
+  CHECK(contains(unseen.err, "plan.lock.json"));
+  CHECK(contains(unseen.err, "trainyard plan validate"));
+  CHECK(yard.run(run + "--unvalidated").code == 0);
+
+  const Outcome validated = yard.run("plan validate '" + job + "' --json");
+  INFO(validated.err);
+  REQUIRE(validated.code == 0);
+  CHECK(nlohmann::json::parse(validated.out)["valid"] == true);
+  CHECK(yard.run(run).code == 0);
+
+  SECTION("another plan is refused, another name is not") {
+    yard.file("job.json", job_text(R"(, "zero_stage": 1)", ""));
+    const Outcome changed = yard.run(run);
+    CHECK(changed.code == 2);
+    CHECK(contains(changed.err, "$.plan"));
+    std::string renamed = job_text("", "");
+    renamed.replace(renamed.find("\"job\""), 5, "\"other\"");
+    yard.file("job.json", renamed);
+    CHECK(yard.run(run).code == 0);
+  }
+  SECTION("what is asked of it is asked") {
+    yard.file("job.json", job_text("", R"("max_step_time_s": 1e-6)"));
+    const Outcome slow = yard.run("plan validate '" + job + "'");
+    CHECK(slow.code == 3);
+    CHECK(contains(slow.err, "$.validation.max_step_time_s"));
+  }
+  SECTION("it is rehearsed in other scenarios, which must be of the same plan") {
+    yard.file("crashes.json", rehearsal(""));
+    yard.file("job.json", job_text("", R"("scenarios": ["crashes.json"], "min_effective_training_time": 0.8)"));
+    const Outcome rehearsed = yard.run("plan validate '" + job + "' --json");
+    INFO(rehearsed.err);
+    REQUIRE(rehearsed.code == 0);
+    const auto rows = nlohmann::json::parse(rehearsed.out)["scenarios"];
+    REQUIRE(rows.size() == 2);
+    CHECK(rows[1]["effective_training_time"] > 0.8);
+    CHECK(rows[1]["recovery_s"] > 1);
+    CHECK(yard.run(run).code == 0);
+    yard.file("job.json", job_text("", R"("scenarios": ["crashes.json"], "min_effective_training_time": 0.9999)"));
+    CHECK(yard.run("plan validate '" + job + "'").code == 3);
+    yard.file("job.json", job_text("", R"("scenarios": ["crashes.json"], "max_recovery_s": 1)"));
+    CHECK(yard.run("plan validate '" + job + "'").code == 3);
+    yard.file("crashes.json", rehearsal(R"(, "zero_stage": 1)"));
+    const Outcome other = yard.run("plan validate '" + job + "'");
+    CHECK(other.code == 2);
+    CHECK(contains(other.err, "does not rehearse"));
+  }
+  SECTION("a lock that is not one is said, and entries of other jobs are kept") {
+    const std::string second = yard.file("second.json", job_text(R"(, "zero_stage": 1)", ""));
+    REQUIRE(yard.run("plan validate '" + second + "'").code == 0);
+    CHECK(yard.run(run).code == 0);
+    yard.file("plan.lock.json", R"({ "schema": 1, "plans": { "job.json": { "hashes": {} } } })");
+    const Outcome broken = yard.run(run);
+    CHECK(broken.code == 2);
+    CHECK(contains(broken.err, "$.plans[\"job.json\"].hashes.model"));
+    yard.file("plan.lock.json", "[");
+    CHECK(yard.run(run).code == 2);
+    CHECK(yard.run("plan validate '" + job + "'").code == 2);  // nothing is overwritten that cannot be read
+  }
+}
+
 TEST_CASE("this machine is measured, a job predicted and trained, and the two are laid side by side", "[cli]") {
   const Yard yard;
   const std::string job = yard.file("job.json", R"({ "schema": 1, "name": "mine",
@@ -436,7 +533,7 @@ TEST_CASE("this machine is measured, a job predicted and trained, and the two ar
   const Outcome simulated = yard.run("sim run '" + job + "' --timeline --json");
   INFO(simulated.err);
   REQUIRE(simulated.code == 0);
-  REQUIRE(yard.run("exec run '" + job + "' -q").code == 0);
+  REQUIRE(yard.run("exec run '" + job + "' -q --unvalidated").code == 0);
   const auto diff = nlohmann::json::parse(yard.run("run diff 1 2 --json").out);
   CHECK(diff["same_ops"] == true);
   CHECK(diff["predicted"]["step_s"] == nlohmann::json::parse(simulated.out)["step"]["time_s"]);

@@ -109,7 +109,7 @@ def main():
     job = read_json(args.job)
     model_spec, plan = read_json(args.job.parent / job["model"]), job["plan"]
     torch.set_num_threads(plan.get("cpu_threads", 1))
-    ours = json.loads(subprocess.run([args.binary, "exec", "run", str(args.job), "--steps", str(args.steps), "--json", "-q",
+    ours = json.loads(subprocess.run([args.binary, "exec", "run", "--unvalidated", str(args.job), "--steps", str(args.steps), "--json", "-q",
                                       "--no-store"], check=True, capture_output=True).stdout)
     theirs = torch_step_s(model_spec, plan, args.steps)
     tokens = plan["global_batch_size"] * plan["sequence_length"]

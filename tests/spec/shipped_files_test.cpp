@@ -47,7 +47,7 @@ TEST_CASE("every shipped scenario loads") {
   int scenarios = 0;
   for (const std::string& file : files_in("")) {
     const std::filesystem::path path = std::filesystem::relative(file, kScenarios);
-    if (kParts.count(path.begin()->string()) > 0) continue;
+    if (kParts.count(path.begin()->string()) > 0 || path.filename() == "plan.lock.json") continue;
     INFO(file);
     const Result<Scenario> scenario = load_scenario(file);
     if (!scenario) FAIL(all(scenario.problems()));

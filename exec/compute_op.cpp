@@ -147,7 +147,7 @@ class Call {
     for (const Param& param : bucket().params) {
       const std::int64_t first = std::max(begin, param.offset_elements),
                          last = std::min(end, param.offset_elements + param.elements());
-      if (first < last && wanted(param)) out.push_back({first - begin, last - first, param.decay});
+      if (first < last && wanted(param)) out.push_back({first - begin, last - first, param.decay, param.rate_scale});
     }
     return out;
   }

@@ -182,6 +182,7 @@ void StepInterpreter::launch(StreamState& stream, const Launch& launch) {
   }
   const Chunk* chunk = item.chunk < 0 ? nullptr : &stage_.chunks[index(item.chunk)];
   compute_op(op, {&program_, chunk, rank_, steps_}, in, out, kernels_);
+  if (observer_) observer_(item, op, out);
 }
 
 void StepInterpreter::complete(StreamState& stream) {

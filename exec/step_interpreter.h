@@ -50,6 +50,9 @@ class StepInterpreter {
   [[nodiscard]] std::int64_t steps() const { return steps_; }
   /// When a run goes on from an earlier one.
   void set_steps(std::int64_t steps) { steps_ = steps; }
+  /// Calls `observer` after every kernel, with what it has written.
+  using Observer = std::function<void(const Item& item, const Op& op, const std::vector<kernels::Tensor>& out)>;
+  void observe(Observer observer) { observer_ = std::move(observer); }
   /// Of the last step, in launch order of each stream.
   [[nodiscard]] const std::vector<OpTime>& times() const { return times_; }
 
@@ -97,6 +100,7 @@ class StepInterpreter {
   std::vector<std::int32_t> item_left_;  // by item: ops that have not completed
   std::array<std::array<Team, kStreamCount>, kGroupCount> teams_;
   std::vector<OpTime> times_;
+  Observer observer_;
   std::int64_t steps_ = 0;
   Problems problems_;
 };

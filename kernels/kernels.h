@@ -80,6 +80,7 @@ struct Xent {
 struct Range {
   std::int64_t first = 0, count = 0;
   bool decay = true;
+  double rate_scale = 1;  // of the learning rate, not of decay
 };
 
 /// AdamW with global clipping (Loshchilov and Hutter, 2019). `step` counts from 1.

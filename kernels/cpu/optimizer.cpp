@@ -24,7 +24,9 @@ void in_stretches(Int begin, Int end, F f) {
   for (Int first = begin; first < end; first += kStretch) f(first, std::min(kStretch, end - first));
 }
 
-Range stretch_of(const Range& range, Int first, Int count) { return {range.first + first, count, range.decay}; }
+Range stretch_of(const Range& range, Int first, Int count) {
+  return {range.first + first, count, range.decay, range.rate_scale};
+}
 
 }  // namespace
 
@@ -119,7 +121,7 @@ void CpuKernels::adamw(const Adam& adam, const Tensor& grads, const Tensor& squa
     const Scratch::Scope scope(scratch_);
     const AdamStep<Acc> step(adam, std::sqrt(static_cast<double>(In<Acc>(squared_norm, scratch_)[0])));
     for (const Range& range : ranges) {
-      const auto rate = static_cast<Acc>(adam.learning_rate);
+      const auto rate = static_cast<Acc>(adam.learning_rate * range.rate_scale);
       const auto decay = static_cast<Acc>(range.decay ? 1 - adam.learning_rate * adam.weight_decay : 1.0);
       parallel(range.count, kGrain, [&](Int begin, Int end, Int thread) {
         Scratch& scratch = scratches_[static_cast<std::size_t>(thread)];

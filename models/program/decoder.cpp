@@ -393,7 +393,7 @@ class Decoder {
     x = enter_tp(norm("final_norm", x, "final_norm"), "head.gather");
     const ValueId logits = linear("head", x, param(shared ? "embedding" : "head"), -1, dtype_);
     OpAttributes attr;
-    attr.alpha = model_.output_multiplier;
+    attr.alpha = model_.logit_scale();
     attr.softcap = model_.output_softcap;
     attr.scale = 1.0 / static_cast<double>(plan_.global_batch * plan_.sequence_length);
     ValueId max = one(OpKind::XentMax, "loss.max", {logits}, {"", wide_, Shape(rows_), false}, attr);

@@ -86,6 +86,10 @@ void dump_chunk(std::string& out, std::size_t index, const Chunk& chunk) {
                          param.expert_parallel ? "ep," : "", split(param.split0), split(param.split1),
                          param.offset_elements, param.decay ? " decay" : "", param.tp_partial ? " tp_partial" : "",
                          param.tied_copy ? " tied_copy" : "");
+      if (param.init_scale != 1 || param.rate_scale != 1) {
+        out.pop_back();
+        out += fmt::format(" init*{:g} rate*{:g}\n", param.init_scale, param.rate_scale);
+      }
     }
   }
 }

@@ -7,7 +7,9 @@
 namespace trainyard {
 
 InitialWeights::InitialWeights(const ModelSpec& model, const Param& param, const ParamPart& part, std::uint64_t seed)
-    : init_(param.init), deviation_(model.initializer_range), key_(RandomStream(seed, part.name).next_u64()) {
+    : init_(param.init),
+      deviation_(model.initializer_range * param.init_scale),
+      key_(RandomStream(seed, part.name).next_u64()) {
   if (init_ == Init::Residual) deviation_ /= std::sqrt(2.0 * static_cast<double>(model.num_hidden_layers));
 }
 

@@ -1,5 +1,7 @@
 #include "models/program/parameters.h"
 
+#include <cmath>
+
 #include <fmt/format.h>
 
 #include "models/base/check.h"
@@ -98,6 +100,7 @@ class Table {
   Param head() const {
     Param head = vocabulary("head", model_.tie_word_embeddings ? names_.embedding : names_.head);
     head.tied_copy = model_.tie_word_embeddings;
+    if (model_.mup && !head.tied_copy) head.init = Init::Zeros;
     return head;
   }
 
@@ -137,6 +140,8 @@ class Table {
       up.parts.push_back(expert_part(names_.expert_up, layer, e, width, d));
       down.parts.push_back(expert_part(names_.expert_down, layer, e, d, width));
     }
+    scale_by_fan_in(up, model_.hidden_multiplier());
+    scale_by_fan_in(down, model_.intermediate_multiplier());
     up.expert_parallel = down.expert_parallel = true;
     return {up, down};
   }
@@ -187,6 +192,12 @@ class Table {
     return param;
   }
 
+  // A matrix between widths that both grow: variance 1 / fan in, rate 1 / fan in (muP, table 8).
+  static void scale_by_fan_in(Param& param, double multiplier) {
+    param.init_scale = 1 / std::sqrt(multiplier);
+    param.rate_scale = 1 / multiplier;
+  }
+
   Param vocabulary(const std::string& name, const char* tensor) const {
     Param param = matrix(name, model_.vocab_size, model_.hidden_size, Split::Tp, Split::None);
     param.parts = {whole(tensor, model_.vocab_size, model_.hidden_size)};
@@ -227,6 +238,8 @@ class Table {
     Param out = matrix(local_name(layer, "attn.out"), d, q, Split::None, Split::Tp);
     out.parts = {projection(at(names_.o, layer), d, 0, d, q)};
     out.init = Init::Residual;
+    scale_by_fan_in(qkv, model_.hidden_multiplier());
+    scale_by_fan_in(out, model_.heads_multiplier());
     if (!model_.attention_bias) return {qkv, out};
     Param qkv_bias = vector_of(local_name(layer, "attn.qkv.bias"), all, Split::Tp, Init::Zeros);
     qkv_bias.parts = parts(0);
@@ -249,6 +262,8 @@ class Table {
     Param down = matrix(local_name(layer, "mlp.down"), d, width, Split::None, Split::Tp);
     down.parts = {projection(at(names_.down, layer), d, 0, d, width)};
     down.init = Init::Residual;
+    scale_by_fan_in(up, model_.hidden_multiplier());
+    scale_by_fan_in(down, model_.intermediate_multiplier());
     if (!model_.mlp_bias) return {up, down};
     Param up_bias = vector_of(local_name(layer, "mlp.up.bias"), rows, Split::Tp, Init::Zeros);
     up_bias.parts = parts(0);
@@ -261,6 +276,8 @@ class Table {
     const std::int64_t experts = model_.moe->num_local_experts;
     Param param = matrix(local_name(layer, "router"), experts, model_.hidden_size, Split::None, Split::None);
     param.parts = {whole(at(names_.router, layer) + ".weight", experts, model_.hidden_size)};
+    // Its outputs do not grow with the width: a readout, whose multiplier Adam lets us put into weights and rate.
+    param.init_scale = param.rate_scale = 1 / model_.hidden_multiplier();
     param.tp_partial = partial();
     return param;
   }

@@ -91,6 +91,8 @@ struct Param {
   bool expert_parallel = false;  // leading dimension is El = E/ep experts
   bool decay = true;             // weight decay applies
   Init init = Init::Normal;
+  /// muP: of the deviation of initial weights, and of the learning rate. Weight decay keeps the common rate.
+  double init_scale = 1, rate_scale = 1;
   /// Gradients are partial sums over tp (sequence parallelism) and need an all-reduce there.
   bool tp_partial = false;
   /// A second copy of a tied embedding: excluded from the gradient norm and the parameter count.

@@ -51,6 +51,7 @@ class Unsayable {
 };
 
 void expect_no_multipliers(const ModelSpec& model, Unsayable& rule) {
+  rule.unless(!model.mup, "mup", "muP's multipliers");
   rule.unless(model.embedding_multiplier == 1, "embedding_multiplier", fmt::format("{}", model.embedding_multiplier));
   rule.unless(model.output_multiplier == 1, "output_multiplier", fmt::format("{}", model.output_multiplier));
   rule.unless(!model.attention_multiplier, "attention_multiplier",
@@ -352,6 +353,11 @@ std::string model_file_text(const ModelSpec& model) {
            {"hidden_dropout", model.hidden_dropout},
            {"initializer_range", model.initializer_range}};
   if (model.attention_multiplier) out["attention_multiplier"] = *model.attention_multiplier;
+  if (model.mup)
+    out["mup"] = {{"base_hidden_size", model.mup->base_hidden_size},
+                  {"base_intermediate_size", model.mup->base_intermediate_size},
+                  {"base_num_attention_heads", model.mup->base_num_attention_heads},
+                  {"base_head_dim", model.mup->base_head_dim}};
   if (model.moe)
     out["moe"] = {{"num_local_experts", model.moe->num_local_experts},
                   {"num_experts_per_tok", model.moe->num_experts_per_tok},

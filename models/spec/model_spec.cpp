@@ -63,7 +63,25 @@ double parameter_bound(const ModelSpec& model) {
 }  // namespace
 
 double ModelSpec::attention_scale() const {
-  return attention_multiplier.value_or(1.0 / std::sqrt(static_cast<double>(head_dim)));
+  const auto base = static_cast<double>(mup && mup->base_head_dim > 0 ? mup->base_head_dim : head_dim);
+  return attention_multiplier.value_or(1.0 / std::sqrt(base)) * (base / static_cast<double>(head_dim));
+}
+
+double ModelSpec::logit_scale() const { return output_multiplier / hidden_multiplier(); }
+
+double ModelSpec::hidden_multiplier() const {
+  return mup ? static_cast<double>(hidden_size) / static_cast<double>(mup->base_hidden_size) : 1.0;
+}
+
+double ModelSpec::heads_multiplier() const {
+  if (!mup || mup->base_num_attention_heads == 0) return hidden_multiplier();
+  const std::int64_t base_head_dim = mup->base_head_dim > 0 ? mup->base_head_dim : head_dim;
+  return static_cast<double>(q_size()) / static_cast<double>(mup->base_num_attention_heads * base_head_dim);
+}
+
+double ModelSpec::intermediate_multiplier() const {
+  if (!mup || mup->base_intermediate_size == 0) return hidden_multiplier();
+  return static_cast<double>(intermediate_size) / static_cast<double>(mup->base_intermediate_size);
 }
 
 std::int64_t parameter_count(const ModelSpec& model) {

@@ -30,6 +30,14 @@ struct MoeSpec {
   bool renormalize = true;
 };
 
+/// Maximal update parametrization (Yang et al., Tensor Programs V, arXiv 2203.03466, table 8, for Adam): the sizes of
+/// the model whose hyperparameters this one is to share. Sizes left at 0 grew in proportion to hidden_size; head_dim
+/// stayed. At the base's sizes the parametrization is the standard one, but for a readout that starts at zero.
+struct MupSpec {
+  std::int64_t base_hidden_size = 0;
+  std::int64_t base_intermediate_size = 0, base_num_attention_heads = 0, base_head_dim = 0;
+};
+
 struct ModelSpec {
   std::string name;
   ModelFamily family = ModelFamily::Llama;
@@ -72,8 +80,18 @@ struct ModelSpec {
   double initializer_range = 0.02;
 
   std::optional<MoeSpec> moe;
+  /// Unset: the standard parametrization.
+  std::optional<MupSpec> mup;
 
+  /// Scale of q.k: under muP it falls with head_dim, not with its root.
   [[nodiscard]] double attention_scale() const;
+  /// Of the logits: output_multiplier, over the width multiplier under muP.
+  [[nodiscard]] double logit_scale() const;
+  /// How many times as wide as the base's are the inputs of matrices that read the residual stream, attention's heads,
+  /// and the MLP's activations. 1 without muP.
+  [[nodiscard]] double hidden_multiplier() const;
+  [[nodiscard]] double heads_multiplier() const;
+  [[nodiscard]] double intermediate_multiplier() const;
   [[nodiscard]] std::int64_t q_size() const { return num_attention_heads * head_dim; }
   [[nodiscard]] std::int64_t kv_size() const { return num_key_value_heads * head_dim; }
 };

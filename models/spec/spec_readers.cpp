@@ -51,6 +51,15 @@ void read_model(ObjectReader& from, ModelSpec& model) {
       .integer("sliding_window", model.sliding_window, {0, 1 << 28})
       .number("hidden_dropout", model.hidden_dropout, {0, 0.99})
       .number("initializer_range", model.initializer_range, {1e-9, 1e3})
+      .object("mup",
+              [&](ObjectReader& mup) {
+                MupSpec& base = model.mup.emplace();
+                mup.require({"base_hidden_size"});
+                mup.integer("base_hidden_size", base.base_hidden_size, {1, 1 << 24})
+                    .integer("base_intermediate_size", base.base_intermediate_size, {1, 1 << 26})
+                    .integer("base_num_attention_heads", base.base_num_attention_heads, {1, 1 << 16})
+                    .integer("base_head_dim", base.base_head_dim, {1, 1 << 16});
+              })
       .object("moe", [&](ObjectReader& moe) {
         model.moe.emplace();
         moe.require({"num_local_experts", "num_experts_per_tok"});

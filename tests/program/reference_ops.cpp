@@ -648,7 +648,7 @@ class Computation {
       m = adam.beta1 * m + (1 - adam.beta1) * g;
       v = adam.beta2 * v + (1 - adam.beta2) * g * g;
       if (param->decay) master *= 1 - rate * adam.weight_decay;
-      master -= rate * (m / correction1) / (std::sqrt(v / correction2) + adam.eps);
+      master -= rate * param->rate_scale * (m / correction1) / (std::sqrt(v / correction2) + adam.eps);
       out_[0].f()[(out_[0].size() == bucket().shard_elements ? 0 : share()) + i] = master;
     }
   }

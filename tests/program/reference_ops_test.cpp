@@ -771,6 +771,7 @@ TEST_CASE("AdamW steps as PyTorch's, on this rank's share, clipped by the global
   const double clip = plan.optimizer.clip_grad == 2.0 ? 2.0 / 8.0 : 1.0;  // the norm is 8
   Bench b(plan, 1);
   b.chunk().buckets = {small_bucket(2)};
+  b.chunk().buckets[0].params[2].rate_scale = 0.25;  // as a parameter group of torch with a rate of its own
   OpAttributes attr;
   attr.bucket = 0;
   const View grads = b.random(Shape(8)), norm = b.constant(Shape(1), 64), params = b.constant(Shape(8), 9),
@@ -785,7 +786,7 @@ TEST_CASE("AdamW steps as PyTorch's, on this rank's share, clipped by the global
       if (i == 2) p[i] *= 1 - 0.1 * 0.5;  // the copy decays, the norm does not
       mm[i] = 0.9 * mm[i] + 0.1 * g;
       vv[i] = 0.95 * vv[i] + (1 - 0.95) * g * g;
-      const double step_size = 0.1 / (1 - std::pow(0.9, step + 1));
+      const double step_size = (i == 2 ? 0.25 : 1) * 0.1 / (1 - std::pow(0.9, step + 1));
       const double denominator = std::sqrt(vv[i]) / std::sqrt(1 - std::pow(0.95, step + 1)) + 1e-8;
       p[i] -= step_size * mm[i] / denominator;
       CHECK(master.f()[i] == Approx(p[i]).epsilon(1e-12));

@@ -92,6 +92,11 @@ TEST_CASE("any plan, same loss", "[program]") {
     plan.sequence_parallel = true;
     plan.recompute = RecomputeMode::Full;
   }
+  SECTION("muP: every matrix at a rate of its own") {
+    model.mup = MupSpec{8, 24, 2, 4};
+    plan.tp = plan.dp = plan.pp = 2;
+    plan.zero_stage = 1;
+  }
   SECTION("sliding window over context ranks") {
     model.sliding_window = 5;
     plan.cp = 4;

@@ -18,6 +18,7 @@
 #include "cli/commands.h"
 #include "cli/exit_code.h"
 #include "cli/interrupt.h"
+#include "cli/output_file.h"
 #include "cli/terminal.h"
 #include "cli/version.h"
 #include "exec/launcher.h"
@@ -217,14 +218,6 @@ void add_curves(json& nvlink, std::int64_t ranks, const exec::CommunicationTimes
   }
 }
 
-Problems write_file(const std::string& file, const json& value) {
-  std::ofstream out(file, std::ios::binary);
-  out << value.dump(2) << "\n";
-  out.close();
-  if (out) return {};
-  return {{file, "", "", "cannot be written", "check the folder and its free space", ProblemKind::MissingCapability}};
-}
-
 struct Calibrated {
   json hardware, stack;
   double gemm_share = 0, peak_flops = 0;
@@ -312,8 +305,8 @@ int calibrate(const Options& options, const Context& context) {
   std::error_code error;
   std::filesystem::create_directories(options.folder, error);
   const std::string hardware = options.folder + "/localhost.json", stack = options.folder + "/stack-localhost.json";
-  Problems problems = write_file(hardware, machine.hardware);
-  if (problems.empty()) problems = write_file(stack, machine.stack);
+  Problems problems = write_output(hardware, machine.hardware.dump(2) + "\n");
+  if (problems.empty()) problems = write_output(stack, machine.stack.dump(2) + "\n");
   if (!problems.empty()) return fail(problems, context);
   if (context.json) {
     std::cout << json{{"hardware", hardware},

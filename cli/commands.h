@@ -30,6 +30,7 @@ void add_run(CLI::App& app, Context& context);
 void add_plan_validate(CLI::App& plan, Context& context);
 /// Into the command "run".
 void add_run_diff(CLI::App& run, Context& context);
+void add_mup(CLI::App& app, Context& context);
 void add_doctor(CLI::App& app, Context& context);
 void add_completion(CLI::App& app, Context& context);
 

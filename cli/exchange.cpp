@@ -1,7 +1,6 @@
 // trainyard import|export: models from and to other tools.
 
 #include <filesystem>
-#include <fstream>
 #include <iostream>
 
 #include <fmt/format.h>
@@ -9,6 +8,7 @@
 
 #include "cli/commands.h"
 #include "cli/exit_code.h"
+#include "cli/output_file.h"
 #include "exec/checkpoint.h"
 #include "models/base/units.h"
 #include "models/spec/hugging_face.h"
@@ -76,13 +76,8 @@ int import_hugging_face(const Options& options, const Context& context) {
     std::cout << text;
     return kOk;
   }
-  std::ofstream file(options.to, std::ios::binary);
-  file << text;
-  file.close();
-  if (!file)
-    return fail({{options.to, "", "", "cannot be written", "check the folder and its free space",
-                  ProblemKind::MissingCapability}},
-                context);
+  const Problems problems = write_output(options.to, text);
+  if (!problems.empty()) return fail(problems, context);
   return kOk;
 }
 

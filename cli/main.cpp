@@ -144,6 +144,7 @@ int run(int argc, char** argv) {
   add_exec(app, context);
   add_run(app, context);
   add_calibrate(app, context);
+  add_mup(app, context);
   add_exchange(app, context);
   add_doctor(app, context);
   add_completion(app, context);

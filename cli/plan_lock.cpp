@@ -1,16 +1,13 @@
 #include "cli/plan_lock.h"
 
-#include <fcntl.h>
-#include <unistd.h>
 #include <xxhash.h>
 
-#include <cerrno>
-#include <cstring>
 #include <filesystem>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "cli/output_file.h"
 #include "models/spec/json_reader.h"
 
 namespace trainyard::cli {
@@ -101,34 +98,6 @@ Result<nlohmann::json> read_whole(const std::string& lock_file) {
   return read;
 }
 
-Problem cannot_write(const std::string& file) {
-  return {file,
-          "",
-          "",
-          fmt::format("cannot be written: {}", std::strerror(errno)),
-          "check the folder and its free space",
-          ProblemKind::MissingCapability};
-}
-
-// Under another name first, and on the disk before it takes its own.
-Problems replace_file(const std::string& file, const std::string& text) {
-  const std::string part = file + ".part";
-  const int descriptor = ::open(part.c_str(), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0644);
-  if (descriptor < 0) return {cannot_write(file)};
-  bool ok = true;
-  for (std::size_t at = 0; at < text.size() && ok;) {
-    const ssize_t count = ::write(descriptor, text.data() + at, text.size() - at);
-    ok = count > 0;
-    at += static_cast<std::size_t>(std::max<ssize_t>(count, 0));
-  }
-  ok = ok && ::fdatasync(descriptor) == 0;
-  ok = ::close(descriptor) == 0 && ok;
-  if (ok && ::rename(part.c_str(), file.c_str()) == 0) return {};
-  const Problem problem = cannot_write(file);
-  ::unlink(part.c_str());
-  return {problem};
-}
-
 }  // namespace
 
 Result<PlanHashes> hash_plan(const Scenario& scenario, const StepProgram& program, const ProfileFiles& profiles) {
@@ -165,7 +134,7 @@ Problems write_lock(const std::string& lock_file, const std::string& job_file, c
   json out{{"schema", 1}, {"plans", json::object()}};
   for (const auto& [name, entry] : whole.value()["plans"].items()) out["plans"][name] = entry;
   out["plans"][key_of(job_file)] = to_json(plan);
-  return replace_file(lock_file, out.dump(2) + "\n");
+  return write_output(lock_file, out.dump(2) + "\n");
 }
 
 Problems changed_since(const LockedPlan& lock, const PlanHashes& now, const std::string& job_file) {

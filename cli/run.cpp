@@ -1,7 +1,5 @@
 // trainyard run list|show|export: what the store holds.
 
-#include <filesystem>
-#include <fstream>
 #include <functional>
 #include <iostream>
 
@@ -11,6 +9,7 @@
 #include "cli/commands.h"
 #include "cli/exit_code.h"
 #include "cli/interrupt.h"
+#include "cli/output_file.h"
 #include "cli/report.h"
 #include "cli/terminal.h"
 #include "cli/training_report.h"
@@ -97,31 +96,6 @@ struct ExportOptions {
   std::vector<std::int64_t> classes;
 };
 
-Problem not_written(const std::string& target) {
-  return {target, "", "", "cannot be written", "check the folder, its permissions and its free space"};
-}
-
-// A file appears whole or not at all: it is written beside its place and moved there. Pipes and devices are not files.
-Problems write_whole(const std::string& target, const std::function<Problems(std::ostream&)>& write) {
-  namespace fs = std::filesystem;
-  std::error_code error;
-  const bool special = fs::exists(target, error) && !fs::is_regular_file(target, error);
-  const std::string part = special ? target : target + ".part";
-  std::ofstream file(part, std::ios::binary | std::ios::trunc);
-  if (!file) return {not_written(part)};
-  Problems problems = write(file);
-  file.close();
-  if (problems.empty() && !file) problems.push_back(not_written(part));
-  if (special) return problems;
-  if (problems.empty()) {
-    fs::rename(part, target, error);
-    if (!error) return {};
-    problems.push_back(not_written(target));
-  }
-  fs::remove(part, error);
-  return problems;
-}
-
 int export_run(const ExportOptions& options, const Context& context) {
   Result<store::RunReader> opened = open_store(context);
   if (!opened) return fail(opened.problems(), context);
@@ -149,7 +123,7 @@ int export_run(const ExportOptions& options, const Context& context) {
     counts = written.value();
     return counts.stopped ? Problems{stopped()} : Problems{};
   };
-  const Problems problems = options.target == "-" ? write(std::cout) : write_whole(options.target, write);
+  const Problems problems = options.target == "-" ? write(std::cout) : write_output(options.target, write);
   if (!problems.empty()) return fail(problems, context);
   if (!context.quiet && context.progress == "auto") {
     std::cerr << fmt::format("{} slices on {} tracks{}\n", format_count(counts.slices), format_count(counts.tracks),

@@ -1,0 +1,16 @@
+// A model at another width, as muP's checks and sweeps vary it.
+#pragma once
+
+#include "models/spec/model_spec.h"
+
+namespace trainyard {
+
+enum class Parametrization { Standard, Mup };
+
+/// `model` with hidden_size `width`: as many layers, heads of the same size, their number and the MLP in proportion.
+/// The standard parametrization keeps the variance of initial weights at 1 / fan in: initializer_range falls with the
+/// root of the width, for the embedding as well. Under muP it stays, and the base is the model's own, or else the model
+/// as it is. A problem, without file or path, when no whole number of heads gives that width.
+Result<ModelSpec> widened(const ModelSpec& model, std::int64_t width, Parametrization parametrization);
+
+}  // namespace trainyard

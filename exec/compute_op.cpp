@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "models/base/alibi.h"
 #include "models/base/check.h"
 
 namespace trainyard::exec {
@@ -118,7 +119,14 @@ class Call {
   kernels::Heads heads() const { return {a_.heads, a_.kv_heads, a_.head_dim}; }
   double rope_theta() const { return a_.rope ? a_.rope_theta : 0; }
   kernels::AttentionShape attention() const {
-    return {heads(), a_.batch, a_.cp, a_.cp > 1 ? at_.cp : 0, a_.window, a_.scale, a_.softcap, {}};
+    return {heads(), a_.batch, a_.cp, a_.cp > 1 ? at_.cp : 0, a_.window, a_.scale, a_.softcap, alibi()};
+  }
+  // The slopes of this tp rank's heads.
+  std::vector<double> alibi() const {
+    std::vector<double> slopes;
+    for (std::int64_t h = 0; h < (a_.alibi_heads > 0 ? a_.heads : 0); ++h)
+      slopes.push_back(alibi_slope(at_.tp * a_.heads + h, a_.alibi_heads));
+    return slopes;
   }
   kernels::DropoutSeed dropout() const {
     const std::int64_t layer = a_.layer < 0 ? -1 : place_.chunk->first_layer + a_.layer;

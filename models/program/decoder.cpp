@@ -266,6 +266,7 @@ class Decoder {
     attr.scale = model_.attention_scale();
     attr.softcap = model_.attention_softcap;
     attr.window = model_.sliding_window;
+    if (model_.position == PositionKind::Alibi) attr.alibi_heads = model_.num_attention_heads;
     const ValueId k = gather_context("attn.gather_k", split[1]), v = gather_context("attn.gather_v", split[2]);
     const ValueId o = node(OpKind::Attention, "attn.core", {split[0], k, v},
                            {{"o", dtype_, q_shape}, {"lse", wide_, Shape(rows_, attr.heads), false}}, attr)[0];

@@ -37,6 +37,7 @@ std::string attributes(const Op& op) {
   add(a.heads > 0, "heads={}/{}x{}", a.heads, a.kv_heads, a.head_dim);
   add(a.cp > 1, "cp={}", a.cp);
   add(a.window > 0, "window={}", a.window);
+  add(a.alibi_heads > 0, "alibi={}", a.alibi_heads);
   add(a.rope, "rope={:g}", a.rope_theta);
   add(a.top_k > 0, "top_k={} experts={}/{}", a.top_k, a.local_experts, a.experts);
   add(a.rows_bound > 0, "rows<={}x{} fill={:.4g}", a.segments, a.rows_bound, a.fill);

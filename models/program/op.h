@@ -134,10 +134,11 @@ struct OpAttributes {
   bool rope = false;
   double rope_theta = 0;
   std::int64_t heads = 0, kv_heads = 0, head_dim = 0, window = 0, batch = 1;
-  std::int64_t cp = 1;      // Attention*: key blocks
-  double probability = 0;   // Dropout
-  std::uint32_t salt = 0;   // Dropout: site in the layer
-  std::int64_t layer = -1;  // Dropout: decoder layer counted from the chunk's first; -1: embedding
+  std::int64_t alibi_heads = 0;  // Attention*: heads of the layer on all tp ranks, which give the slopes; 0: no ALiBi
+  std::int64_t cp = 1;           // Attention*: key blocks
+  double probability = 0;        // Dropout
+  std::uint32_t salt = 0;        // Dropout: site in the layer
+  std::int64_t layer = -1;       // Dropout: decoder layer counted from the chunk's first; -1: embedding
   std::int64_t top_k = 0, experts = 0, local_experts = 0;
   bool renormalize = false;
   bool reverse = false;                       // SortByExpert, AllToAllV

@@ -18,7 +18,7 @@ enum class NormKind { RmsNorm, LayerNorm };
 /// Pre: norm before attention and MLP. Sandwich: also after each, before the residual add (Grok-1).
 enum class NormPlacement { Pre, Sandwich };
 
-enum class PositionKind { Rope, Learned, None };
+enum class PositionKind { Rope, Learned, None, Alibi };
 
 /// GeluTanh is the tanh approximation; Gelu is exact (erf).
 enum class ActivationKind { Silu, Gelu, GeluTanh, SquaredRelu };

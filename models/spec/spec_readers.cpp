@@ -30,9 +30,11 @@ void read_model(ObjectReader& from, ModelSpec& model) {
       .number("norm_eps", model.norm_eps, {1e-12, 1e-1})
       .choice<NormPlacement>("norm_placement", model.norm_placement,
                              {{"pre", NormPlacement::Pre}, {"sandwich", NormPlacement::Sandwich}})
-      .choice<PositionKind>(
-          "position", model.position,
-          {{"rope", PositionKind::Rope}, {"learned", PositionKind::Learned}, {"none", PositionKind::None}})
+      .choice<PositionKind>("position", model.position,
+                            {{"rope", PositionKind::Rope},
+                             {"learned", PositionKind::Learned},
+                             {"alibi", PositionKind::Alibi},
+                             {"none", PositionKind::None}})
       .number("rope_theta", model.rope_theta, {1, 1e12})
       .choice<ActivationKind>("hidden_act", model.hidden_act,
                               {{"silu", ActivationKind::Silu},

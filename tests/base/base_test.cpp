@@ -3,6 +3,7 @@
 #include <cmath>
 #include <set>
 
+#include "models/base/alibi.h"
 #include "models/base/random.h"
 #include "models/base/units.h"
 
@@ -17,6 +18,15 @@ TEST_CASE("a stream is reproducible, and its name and index set it apart") {
   for (RandomStream* stream : {&other_name, &other_index, &other_seed}) firsts.insert(stream->next_u64());
   firsts.insert(first);
   CHECK(firsts.size() == 4);
+}
+
+TEST_CASE("ALiBi's slopes are those of the paper") {
+  CHECK(alibi_slope(0, 8) == 0.5);
+  CHECK(alibi_slope(7, 8) == 1.0 / 256);
+  CHECK(alibi_slope(0, 16) == Approx(std::sqrt(0.5)));
+  // 12 heads: those of 8, then the first, third, fifth and seventh of 16.
+  CHECK(alibi_slope(7, 12) == 1.0 / 256);
+  for (int i = 0; i < 4; ++i) CHECK(alibi_slope(8 + i, 12) == alibi_slope(2 * i, 16));
 }
 
 TEST_CASE("draws do not change between releases") {

@@ -77,6 +77,7 @@ TEST_CASE("the CPU kernels compute what the reference computes, op by op", "[exe
     model.num_hidden_layers = 8;
     for (int i = 0; i < 8; ++i) {
       model.hidden_dropout = i % 2 == 0 ? 0 : 0.1;
+      model.position = i % 4 == 3 ? PositionKind::Alibi : tiny_model(family).position;
       const ParallelPlan plan = random_plan(model, random);
       INFO(describe(model, plan));
       CHECK_NOTHROW(train(lower(model, plan), 1, 1, twice));

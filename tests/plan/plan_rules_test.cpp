@@ -137,7 +137,7 @@ TEST_CASE("what validation accepts can be lowered, and is sound", "[plan]") {
   for (int i = 0; i < 4000; ++i) {
     ModelSpec model = models[random.below(models.size())];
     model.num_hidden_layers = pick({1, 2, 3, 4, 7});
-    model.position = static_cast<PositionKind>(random.below(3));
+    model.position = static_cast<PositionKind>(random.below(4));
     model.attention_bias = coin();
     model.tie_word_embeddings = coin();
     model.hidden_dropout = pick({0, 0, 1}) * 0.1;

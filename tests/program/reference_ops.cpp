@@ -317,11 +317,14 @@ class Computation {
     }
   }
 
-  // Visits every (query row, query position) and the key rows that it may attend to.
+  struct Key {
+    Int row, distance;
+  };
+  // Visits every query row and the keys that it may attend to.
   template <class Visit>
   void for_each_query(Int rows, Visit visit) const {
     const Int local = rows / a_.batch, length = local * a_.cp;
-    std::vector<Int> keys;
+    std::vector<Key> keys;
     for (Int i = 0; i < a_.batch; ++i) {
       for (Int t = 0; t < local; ++t) {
         const Int position = context_position(a_.cp, cp_index(), length, t);
@@ -330,12 +333,26 @@ class Computation {
           for (Int u = 0; u < local; ++u) {
             const Int key = context_position(a_.cp, block, length, u);
             if (key <= position && (a_.window == 0 || position - key < a_.window))
-              keys.push_back(block * rows + i * local + u);
+              keys.push_back({block * rows + i * local + u, position - key});
           }
         }
         visit(i * local + t, keys);
       }
     }
+  }
+
+  // ALiBi's slopes as its authors write them down: a geometric sequence, and for what is over every other one of a
+  // finer.
+  double slope(Int head) const {
+    Int power = 1;
+    while (power * 2 <= a_.alibi_heads) power *= 2;
+    const double ratio = std::pow(2.0, -8.0 / static_cast<double>(power));
+    if (head < power) return std::pow(ratio, static_cast<double>(head + 1));
+    return std::pow(std::sqrt(ratio), static_cast<double>(2 * (head - power) + 1));
+  }
+  double score(double raw, Int head, Int distance) const {
+    const double bias = a_.alibi_heads > 0 ? slope(tp_index() * a_.heads + head) * static_cast<double>(distance) : 0;
+    return softcap(raw, a_.softcap) - bias;
   }
 
   double dot(const double* x, const double* y) const {
@@ -346,21 +363,21 @@ class Computation {
 
   void attention() {
     const Int rows = in_[0].dim(0), dh = a_.head_dim, q = a_.heads * dh, kv = a_.kv_heads * dh;
-    for_each_query(rows, [&](Int row, const std::vector<Int>& keys) {
+    for_each_query(rows, [&](Int row, const std::vector<Key>& keys) {
       for (Int h = 0; h < a_.heads; ++h) {
         const Int g = h / (a_.heads / a_.kv_heads);
         std::vector<double> scores;
         double max = -std::numeric_limits<double>::infinity(), sum = 0;
-        for (const Int key : keys) {
-          scores.push_back(
-              softcap(a_.scale * dot(in_[0].f() + row * q + h * dh, in_[1].f() + key * kv + g * dh), a_.softcap));
+        for (const Key& key : keys) {
+          const double raw = a_.scale * dot(in_[0].f() + row * q + h * dh, in_[1].f() + key.row * kv + g * dh);
+          scores.push_back(score(raw, h, key.distance));
           max = std::max(max, scores.back());
         }
         for (double& score : scores) sum += score = std::exp(score - max);
         double* o = out_[0].f() + row * q + h * dh;
         std::fill_n(o, dh, 0.0);
         for (std::size_t k = 0; k < keys.size(); ++k) {
-          for (Int c = 0; c < dh; ++c) o[c] += scores[k] / sum * in_[2].f()[keys[k] * kv + g * dh + c];
+          for (Int c = 0; c < dh; ++c) o[c] += scores[k] / sum * in_[2].f()[keys[k].row * kv + g * dh + c];
         }
         out_[1].f()[row * a_.heads + h] = max + std::log(sum);
       }
@@ -370,20 +387,20 @@ class Computation {
   void attention_grad() {
     const Int rows = in_[1].dim(0), dh = a_.head_dim, q = a_.heads * dh, kv = a_.kv_heads * dh;
     for (const View& view : out_) std::fill_n(view.f(), view.size(), 0.0);
-    for_each_query(rows, [&](Int row, const std::vector<Int>& keys) {
+    for_each_query(rows, [&](Int row, const std::vector<Key>& keys) {
       for (Int h = 0; h < a_.heads; ++h) {
         const Int g = h / (a_.heads / a_.kv_heads);
         const double *dout = in_[0].f() + row * q + h * dh, *query = in_[1].f() + row * q + h * dh;
         const double delta = dot(dout, in_[4].f() + row * q + h * dh), lse = in_[5].f()[row * a_.heads + h];
-        for (const Int key : keys) {
-          const double *k = in_[2].f() + key * kv + g * dh, *v = in_[3].f() + key * kv + g * dh;
+        for (const Key& key : keys) {
+          const double *k = in_[2].f() + key.row * kv + g * dh, *v = in_[3].f() + key.row * kv + g * dh;
           const double raw = a_.scale * dot(query, k);
-          const double p = std::exp(softcap(raw, a_.softcap) - lse);
+          const double p = std::exp(score(raw, h, key.distance) - lse);
           const double ds = p * (dot(dout, v) - delta) * softcap_slope(raw, a_.softcap) * a_.scale;
           for (Int c = 0; c < dh; ++c) {
             out_[0].f()[row * q + h * dh + c] += ds * k[c];
-            out_[1].f()[key * kv + g * dh + c] += ds * query[c];
-            out_[2].f()[key * kv + g * dh + c] += p * dout[c];
+            out_[1].f()[key.row * kv + g * dh + c] += ds * query[c];
+            out_[2].f()[key.row * kv + g * dh + c] += p * dout[c];
           }
         }
       }

@@ -383,6 +383,7 @@ TEST_CASE("AttentionGrad is the slope of Attention", "[program][ops]") {
   OpAttributes attr = attention_attributes();
   attr.softcap = GENERATE(0.0, 1.5);
   attr.window = GENERATE(0, 3);
+  attr.alibi_heads = GENERATE(0, 12);
   attr.cp = GENERATE(1, 2);
   attr.batch = 2;
   ParallelPlan plan;
@@ -406,6 +407,7 @@ TEST_CASE("AttentionGrad is the slope of Attention", "[program][ops]") {
 TEST_CASE("attention over context ranks is attention over the whole sequence", "[program][ops]") {
   OpAttributes attr = attention_attributes();
   attr.window = GENERATE(0, 3);
+  attr.alibi_heads = GENERATE(0, 4);
   attr.batch = 2;
   const std::int64_t length = 8, cp = 2, local = length / cp;
   Bench single;

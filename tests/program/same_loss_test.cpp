@@ -97,6 +97,11 @@ TEST_CASE("any plan, same loss", "[program]") {
     plan.tp = plan.dp = plan.pp = 2;
     plan.zero_stage = 1;
   }
+  SECTION("ALiBi over tensor and context ranks") {
+    model.position = PositionKind::Alibi;
+    plan.tp = plan.cp = 2;
+    plan.sequence_parallel = true;
+  }
   SECTION("sliding window over context ranks") {
     model.sliding_window = 5;
     plan.cp = 4;

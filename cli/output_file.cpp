@@ -16,13 +16,15 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// A place where nobody could write is a mistake of whoever named it; a full disk is the machine's lack.
 Problem not_written(const std::string& file, int error) {
+  const bool wrong_place = error == ENOENT || error == ENOTDIR || error == EISDIR || error == EACCES;
   return {file,
           "",
           "",
           fmt::format("cannot be written: {}", std::strerror(error)),
           "check the folder, its permissions and its free space",
-          ProblemKind::MissingCapability};
+          wrong_place ? ProblemKind::Input : ProblemKind::MissingCapability};
 }
 
 bool on_disk(const std::string& file) {

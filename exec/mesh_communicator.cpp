@@ -74,7 +74,11 @@ struct Header {
 };
 constexpr auto kHeader = static_cast<std::int64_t>(sizeof(Header));
 constexpr std::int64_t kReadBytes = 16 << 10;
-constexpr std::int64_t kSegmentBytes = 1 << 20;  // of a sum
+constexpr std::int64_t kSegmentBytes = 1 << 20;  // of a sum, from all members together
+// A longer message that nobody has asked for yet stays in its socket, or the memory of a rank that is late would grow
+// by what others have sent ahead. Unless this rank has waited so long for others: what it needs may stand behind.
+constexpr std::int64_t kEarlyBytes = 64 << 10;
+constexpr int kPatience_ms = 1000;
 
 class MeshCommunicator final : public Communicator {
  public:
@@ -162,21 +166,27 @@ class MeshCommunicator final : public Communicator {
 
   Problems progress(int wait_ms) override {
     if (works_.empty() && wait_ms == 0) return problems_;
+    if (take_up() || !problems_.empty()) return problems_;
     watched_.assign(1, {abort_event_, POLLIN, 0});
     watched_peers_.clear();
     for (std::size_t p = 0; p < peers_.size(); ++p) {
       const Peer& peer = peers_[p];
       if (peer.socket < 0 || (peer.gone && peer.out.empty())) continue;
-      watched_.push_back(
-          {peer.socket, static_cast<short>((peer.gone ? 0 : POLLIN) | (peer.out.empty() ? 0 : POLLOUT)), 0});
+      const bool reads = !peer.gone && peer.held == Held::No;
+      watched_.push_back({peer.socket, static_cast<short>((reads ? POLLIN : 0) | (peer.out.empty() ? 0 : POLLOUT)), 0});
       watched_peers_.push_back(p);
     }
-    if (poll(watched_.data(), watched_.size(), wait_ms) <= 0) return problems_;
+    const int count = poll(watched_.data(), watched_.size(), wait_ms);
+    waited_ms_ = count == 0 ? waited_ms_ + wait_ms : 0;
+    if (waited_ms_ >= kPatience_ms) give_in();
+    if (count <= 0) return problems_;
     if (watched_.front().revents != 0) problems_.push_back(broken("the communicator was aborted"));
     for (std::size_t w = 0; w < watched_peers_.size() && problems_.empty(); ++w) {
       if (watched_[w + 1].revents == 0) continue;
       Peer& peer = peers_[watched_peers_[w]];
       push(peer, watched_peers_[w]);
+      if (peer.held != Held::No && (watched_[w + 1].revents & (POLLHUP | POLLERR)) != 0)
+        accept(peer, watched_peers_[w], true);
       if (!peer.gone) pull(peer, watched_peers_[w]);
     }
     return problems_;
@@ -214,6 +224,8 @@ class MeshCommunicator final : public Communicator {
     Buffer buffer;
     Ticket ticket = 0;
   };
+  // Whether a message waits in the socket for somebody to ask for it, or for whoever has.
+  enum class Held : std::uint8_t { No, Waits, AskedFor };
   struct Peer {
     int socket = -1;
     bool gone = false;
@@ -228,6 +240,7 @@ class MeshCommunicator final : public Communicator {
     std::vector<std::byte> buffer = std::vector<std::byte>(kReadBytes);
     std::int64_t buffered_begin = 0, buffered_end = 0;
     std::vector<std::byte> unexpected;
+    Held held = Held::No;
   };
 
   // --- starting
@@ -268,6 +281,7 @@ class MeshCommunicator final : public Communicator {
     if (peer.gone) return lost(index(from));
     ++work.left;
     peer.expected[channel].push_back({buffer, work.ticket});
+    if (peer.held == Held::Waits && peer.header.channel == channel) peer.held = Held::AskedFor;
     // It may be arriving at this moment, into memory of its own: then it is handed over when it is whole.
   }
 
@@ -275,7 +289,8 @@ class MeshCommunicator final : public Communicator {
   // needs little room, and is still in the near caches when it is summed.
   void sum_segment(Work& work, const std::shared_ptr<ShareSum>& sum, std::int64_t done) {
     const Team& team = sum->team;
-    const std::int64_t unit = size_of(sum->x.dtype), segment = kSegmentBytes / unit;
+    const std::int64_t unit = size_of(sum->x.dtype),
+                       segment = kSegmentBytes / unit / static_cast<std::int64_t>(team.ranks.size());
     const auto left = [&](std::size_t i) { return std::clamp<std::int64_t>(sum->shares[i].second - done, 0, segment); };
     const std::int64_t mine = left(team.me);
     sum->received.resize(index(mine * unit) * team.ranks.size());
@@ -322,6 +337,25 @@ class MeshCommunicator final : public Communicator {
 
   // --- moving
 
+  // Messages that were held until somebody asked for them. True when there were any.
+  bool take_up() {
+    bool any = false;
+    for (std::size_t p = 0; p < peers_.size() && problems_.empty(); ++p) {
+      if (peers_[p].held != Held::AskedFor) continue;
+      any = true;
+      if (accept(peers_[p], p, false)) pull(peers_[p], p);
+    }
+    return any;
+  }
+
+  // Whatever is held gets memory of its own.
+  void give_in() {
+    waited_ms_ = 0;
+    for (std::size_t p = 0; p < peers_.size() && problems_.empty(); ++p) {
+      if (peers_[p].held != Held::No && accept(peers_[p], p, true)) pull(peers_[p], p);
+    }
+  }
+
   void push(Peer& peer, std::size_t who) {
     while (!peer.out.empty() && problems_.empty()) {
       Outgoing& out = peer.out.front();
@@ -345,7 +379,7 @@ class MeshCommunicator final : public Communicator {
 
   // Small messages come through a buffer, several at a time; long ones go straight to where they belong.
   void pull(Peer& peer, std::size_t who) {
-    while (problems_.empty()) {
+    while (problems_.empty() && peer.held == Held::No) {
       if (peer.buffered_begin < peer.buffered_end) {
         if (!consume(peer, who)) return;
         continue;
@@ -379,18 +413,20 @@ class MeshCommunicator final : public Communicator {
     };
     if (peer.header_got < kHeader) {
       if (!take(reinterpret_cast<std::byte*>(&peer.header), peer.header_got, kHeader)) return true;
-      if (!accept(peer, who)) return false;
+      if (!accept(peer, who, false)) return false;
     }
     if (peer.header.bytes == 0 || take(peer.target, peer.got, peer.header.bytes)) deliver(peer, who);
     return problems_.empty();
   }
 
-  // A header is there: decides where its message goes.
-  bool accept(Peer& peer, std::size_t who) {
+  // A header is there: decides where its message goes. False when that is nowhere, or not yet.
+  bool accept(Peer& peer, std::size_t who, bool at_any_rate) {
     if (peer.header.channel < 0 || peer.header.bytes < 0) return lost(who), false;
     auto& expected = peer.expected[peer.header.channel];
     peer.got = 0;
+    peer.held = Held::No;
     if (expected.empty()) {
+      if (peer.header.bytes > kEarlyBytes && !at_any_rate) return peer.held = Held::Waits, false;
       peer.unexpected.resize(index(peer.header.bytes));
       peer.target = peer.unexpected.data();
       return true;
@@ -446,6 +482,7 @@ class MeshCommunicator final : public Communicator {
   std::vector<std::size_t> watched_peers_;  // these
   std::map<Ticket, Work> works_;
   Ticket next_ticket_ = 0;
+  int waited_ms_ = 0;  // in vain, until now
   Problems problems_;
 };
 

@@ -204,7 +204,15 @@ double CostModel::workspace_bytes(const StepProgram& program, const StageProgram
     if (block.kind != BlockKind::Forward && block.kind != BlockKind::Backward) continue;
     for (const Op& op : block.ops) {
       if (op.kind == OpKind::Zero || op.kind == OpKind::Accumulate || is_communication(op.kind)) continue;
-      most = std::max(most, 2 * (op.bytes_read + op.bytes_written));
+      double in_bf16 = 0;
+      for (const auto* operands : {&op.in, &op.out}) {
+        for (const TensorId id : *operands) {
+          const Tensor& tensor = block.tensors[static_cast<std::size_t>(id)];
+          if (tensor.dtype == Dtype::Bf16) in_bf16 += static_cast<double>(tensor.bytes());
+        }
+      }
+      // Of a table only the rows that are looked up.
+      most = std::max(most, 2 * std::min(in_bf16, op.bytes_read + op.bytes_written));
     }
   }
   return most;

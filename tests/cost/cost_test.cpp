@@ -132,6 +132,13 @@ TEST_CASE("ops of processors take their measured rates, and workspaces are count
   StepProgram program;
   program.blocks.emplace_back();
   op.kind = OpKind::Matmul;
+  Tensor weights, gradients;
+  weights.dtype = Dtype::Bf16;
+  weights.shape = Shape(1000, 1000);
+  gradients.dtype = Dtype::F32;
+  gradients.shape = Shape(500, 1000);
+  program.blocks[0].tensors = {weights, gradients};
+  op.in = {0}, op.out = {1};
   program.blocks[0].ops = {op};
   StageProgram stage;
   stage.arena_bytes = 1000;
@@ -140,5 +147,5 @@ TEST_CASE("ops of processors take their measured rates, and workspaces are count
   plan.cpu_threads = 1;
   CHECK(CostModel(hardware, StackProfile{}, plan).process_peak_bytes(program, stage) == 1000);
   plan.precision = Precision::Bf16;
-  CHECK(CostModel(hardware, StackProfile{}, plan).process_peak_bytes(program, stage) == 1000 + 2 * 4e6);
+  CHECK(CostModel(hardware, StackProfile{}, plan).process_peak_bytes(program, stage) == 1000 + 2 * 2e6);
 }

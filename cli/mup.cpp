@@ -16,6 +16,7 @@
 #include "cli/output_file.h"
 #include "cli/preflight.h"
 #include "cli/terminal.h"
+#include "cli/version.h"
 #include "exec/coordinate_check.h"
 #include "exec/launcher.h"
 #include "models/base/stop.h"
@@ -95,6 +96,16 @@ Result<Sweep> load_sweep(const Options& options) {
   return sweep;
 }
 
+// What both reports begin with.
+json report_of(const Sweep& sweep, const Options& options) {
+  return {{"model", sweep.scenario.model.name},
+          {"commit", commit_id()},
+          {"seed", sweep.scenario.seed},
+          {"widths", sweep.widths},
+          {"steps", options.steps},
+          {"picture", options.picture}};
+}
+
 Problems draw(const Options& options, const std::string& title, const std::vector<Panel>& panels, std::size_t columns) {
   return write_output(options.picture, chart_svg(title, panels, columns));
 }
@@ -134,6 +145,7 @@ ParallelPlan on_one_rank(const ParallelPlan& plan) {
   one.micro_batch = plan.micro_batch;
   one.precision = plan.precision;
   one.optimizer = plan.optimizer;
+  one.optimizer.warmup_steps = 0;  // at the full rate from the first step: small steps would show nothing
   one.cpu_threads = plan.cpu_threads;
   return one;
 }
@@ -144,7 +156,11 @@ Result<std::vector<Coordinates>> measure(const Sweep& sweep, const Options& opti
   for (const Parametrization parametrization : kBoth) {
     Coordinates& coordinates = both.emplace_back();
     for (const std::int64_t width : sweep.widths) {
-      const StepProgram program = lower(sweep.model(width, parametrization), on_one_rank(sweep.scenario.plan));
+      ModelSpec model = sweep.model(width, parametrization);
+      // A readout that is not nought gives logits that fall with the root of the width until it has learnt: by design,
+      // and not what is looked for.
+      if (model.mup) model.mup->zero_readout = true;
+      const StepProgram program = lower(model, on_one_rank(sweep.scenario.plan));
       // The first step's are those of the initial weights, so one more than the optimizer's.
       auto measured = exec::measure_coordinates(program, sweep.corpus, sweep.scenario.seed, options.steps + 1);
       if (!measured) return measured.problems();
@@ -156,7 +172,8 @@ Result<std::vector<Coordinates>> measure(const Sweep& sweep, const Options& opti
 }
 
 json report_coordinates(const Sweep& sweep, const Options& options, const std::vector<Coordinates>& both) {
-  json out{{"widths", sweep.widths}, {"steps", options.steps}, {"flat_within", kFlat}, {"picture", options.picture}};
+  json out = report_of(sweep, options);
+  out["flat_within"] = kFlat;
   const auto last = static_cast<std::size_t>(options.steps);
   for (std::size_t p = 0; p < both.size(); ++p) {
     json kinds = json::object();
@@ -317,11 +334,9 @@ Result<std::vector<Losses>> train_all(const Sweep& sweep, const Options& options
 
 json report_transfer(const Sweep& sweep, const Options& options, const std::vector<Losses>& both) {
   const std::vector<double> rates = log2_rates(options);
-  json out{{"widths", sweep.widths},
-           {"log2_rates", rates},
-           {"steps", options.steps},
-           {"seeds", options.seeds},
-           {"picture", options.picture}};
+  json out = report_of(sweep, options);
+  out["seeds"] = options.seeds;
+  out["log2_rates"] = rates;
   for (std::size_t p = 0; p < both.size(); ++p) {
     json best = json::array();
     std::vector<double> best_rates;

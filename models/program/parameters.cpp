@@ -100,7 +100,7 @@ class Table {
   Param head() const {
     Param head = vocabulary("head", model_.tie_word_embeddings ? names_.embedding : names_.head);
     head.tied_copy = model_.tie_word_embeddings;
-    if (model_.mup && !head.tied_copy) head.init = Init::Zeros;
+    if (model_.mup && model_.mup->zero_readout && !head.tied_copy) head.init = Init::Zeros;
     return head;
   }
 

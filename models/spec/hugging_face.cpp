@@ -357,7 +357,8 @@ std::string model_file_text(const ModelSpec& model) {
     out["mup"] = {{"base_hidden_size", model.mup->base_hidden_size},
                   {"base_intermediate_size", model.mup->base_intermediate_size},
                   {"base_num_attention_heads", model.mup->base_num_attention_heads},
-                  {"base_head_dim", model.mup->base_head_dim}};
+                  {"base_head_dim", model.mup->base_head_dim},
+                  {"zero_readout", model.mup->zero_readout}};
   if (model.moe)
     out["moe"] = {{"num_local_experts", model.moe->num_local_experts},
                   {"num_experts_per_tok", model.moe->num_experts_per_tok},

@@ -36,6 +36,8 @@ struct MoeSpec {
 struct MupSpec {
   std::int64_t base_hidden_size = 0;
   std::int64_t base_intermediate_size = 0, base_num_attention_heads = 0, base_head_dim = 0;
+  /// As the paper advises (D.2): logits are then alike at all widths from the first step on, not from the second.
+  bool zero_readout = true;
 };
 
 struct ModelSpec {

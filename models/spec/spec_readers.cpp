@@ -60,7 +60,8 @@ void read_model(ObjectReader& from, ModelSpec& model) {
                 mup.integer("base_hidden_size", base.base_hidden_size, {1, 1 << 24})
                     .integer("base_intermediate_size", base.base_intermediate_size, {1, 1 << 26})
                     .integer("base_num_attention_heads", base.base_num_attention_heads, {1, 1 << 16})
-                    .integer("base_head_dim", base.base_head_dim, {1, 1 << 16});
+                    .integer("base_head_dim", base.base_head_dim, {1, 1 << 16})
+                    .boolean("zero_readout", base.zero_readout);
               })
       .object("moe", [&](ObjectReader& moe) {
         model.moe.emplace();

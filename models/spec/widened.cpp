@@ -28,7 +28,8 @@ Result<ModelSpec> widened(const ModelSpec& model, std::int64_t width, Parametriz
         MupSpec{model.hidden_size, model.intermediate_size, model.num_attention_heads, model.head_dim});
   } else {
     out.mup.reset();
-    out.initializer_range *= std::sqrt(static_cast<double>(model.hidden_size) / static_cast<double>(width));
+    const std::int64_t base = model.mup ? model.mup->base_hidden_size : model.hidden_size;
+    out.initializer_range *= std::sqrt(static_cast<double>(base) / static_cast<double>(width));
   }
   return out;
 }

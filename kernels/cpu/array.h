@@ -15,9 +15,14 @@ namespace trainyard::kernels::cpu {
 
 using Int = std::int64_t;
 
-/// Memory for conversions and intermediate results. What a kernel takes it gives back when it returns, and the next one
-/// finds it there: after the first step nothing is allocated.
+/// Memory for conversions and intermediate results: a stack. What a kernel takes it gives back when it returns, so that
+/// a process holds what its hungriest op needs, and after the first step nothing is allocated.
 class Scratch {
+  // Where the next byte is taken.
+  struct Top {
+    std::size_t block = 0, used_bytes = 0;
+  };
+
  public:
   template <class T>
   T* take(Int count) {
@@ -27,14 +32,14 @@ class Scratch {
   /// Gives back, at its end, what was taken since it began.
   class Scope {
    public:
-    explicit Scope(Scratch& scratch) : scratch_(scratch), used_(scratch.used_) {}
-    ~Scope() { scratch_.used_ = used_; }
+    explicit Scope(Scratch& scratch) : scratch_(scratch), top_(scratch.top_) {}
+    ~Scope() { scratch_.top_ = top_; }
     Scope(const Scope&) = delete;
     Scope& operator=(const Scope&) = delete;
 
    private:
     Scratch& scratch_;
-    std::size_t used_;
+    Top top_;
   };
 
  private:
@@ -44,8 +49,8 @@ class Scratch {
   };
   std::byte* take_bytes(std::size_t size);
 
-  std::vector<Block> blocks_;  // each taken whole; sizes differ, so they are used in the order in which they were made
-  std::size_t used_ = 0;
+  std::vector<Block> blocks_;
+  Top top_;
 };
 
 template <class Acc>

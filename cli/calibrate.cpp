@@ -83,7 +83,7 @@ std::vector<CalibrationJob> calibration_jobs(Precision precision, std::int64_t r
                             {4, 256, 768, 512, 2, 2048},
                             {6, 448, 1152, 256, 4, 256},
                             {5, 512, 1536, 128, 8, 512}};
-  if (quick) shapes.resize(2);
+  if (quick) shapes = {{2, 128, 384, 128, 1, 256}, {2, 256, 512, 128, 2, 512}};
   std::vector<CalibrationJob> jobs;
   for (const ModelFamily family : {ModelFamily::Llama, ModelFamily::Gpt3, ModelFamily::Mixtral}) {
     for (const Shape& shape : shapes) {

@@ -114,7 +114,7 @@ TEST_CASE("the same plan twice gives the same bits", "[exec]") {
 }
 
 // The whole product takes most of an hour: `./yard nightly`. Its result goes to $TRAINYARD_RESULT as JSON.
-TEST_CASE("any plan, same loss: the full product", "[slow][nightly]") {
+TEST_CASE("any plan, same loss: the full product", "[.nightly]") {
   nlohmann::ordered_json result{
       {"commit", std::getenv("TRAINYARD_COMMIT") != nullptr ? std::getenv("TRAINYARD_COMMIT") : ""},
       {"instruction_set", kernels::cpu_instruction_set()},

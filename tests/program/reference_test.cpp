@@ -204,11 +204,11 @@ TEST_CASE("what check passes gives one result in any order; what it refuses goes
   drop_edges(small_program(GENERATE(ModelFamily::Llama, ModelFamily::Grok1)), 5);
 }
 
-TEST_CASE("the same for every edge", "[program][slow]") {
+TEST_CASE("the same for every edge", "[.nightly]") {
   drop_edges(small_program(GENERATE(ModelFamily::Llama, ModelFamily::Grok1)), 1);
 }
 
-TEST_CASE("the same for interleaved pipelines, sharded gradients, experts over ranks", "[program][slow]") {
+TEST_CASE("the same for interleaved pipelines, sharded gradients, experts over ranks", "[.nightly]") {
   ModelSpec model = tiny_model(GENERATE(ModelFamily::Mixtral, ModelFamily::Gpt3));
   ParallelPlan plan = tiny_plan();
   plan.tp = plan.dp = 2;

@@ -146,7 +146,7 @@ void compare_random_plans(std::uint64_t seed, int cases) {
 }  // namespace
 
 TEST_CASE("random plans, same loss", "[program]") { compare_random_plans(21, 8); }
-TEST_CASE("many random plans, same loss", "[program][slow]") { compare_random_plans(22, 400); }
+TEST_CASE("many random plans, same loss", "[.nightly]") { compare_random_plans(22, 400); }
 
 TEST_CASE("gradients are the slopes of the loss", "[program]") {
   const auto family = GENERATE(ModelFamily::Llama, ModelFamily::Mixtral, ModelFamily::Grok1, ModelFamily::Gpt3);

@@ -9,7 +9,7 @@
 #include "cli/commands.h"
 #include "cli/exit_code.h"
 #include "cli/output_file.h"
-#include "exec/checkpoint.h"
+#include "exec/saved_state.h"
 #include "models/base/units.h"
 #include "models/spec/hugging_face.h"
 #include "models/spec/scenario.h"

@@ -15,6 +15,7 @@
 #include "cli/exit_code.h"
 #include "cli/interrupt.h"
 #include "cli/preflight.h"
+#include "cli/resume.h"
 #include "cli/training_report.h"
 #include "cli/version.h"
 #include "exec/launcher.h"
@@ -38,27 +39,6 @@ struct Options {
   std::string communicator = "mesh";
   bool no_store = false, unvalidated = false;
 };
-
-// --- where it starts
-
-// The newest sound checkpoint of the folder, if there is any; what is damaged is named and passed over.
-Result<std::optional<exec::SavedState>> newest_checkpoint(const std::string& folder, const Context& context) {
-  std::optional<exec::SavedState> none;
-  Problems damaged;
-  for (const std::string& checkpoint : exec::list_checkpoints(folder)) {
-    Result<exec::SavedState> state = exec::SavedState::open(checkpoint);
-    if (state) {
-      for (const Problem& problem : damaged) {
-        if (!context.quiet)
-          std::cerr << "note: passed over a damaged checkpoint: " << trainyard::to_string(problem) << "\n";
-      }
-      return std::optional<exec::SavedState>(std::move(state).value());
-    }
-    damaged.push_back(state.problems().front());
-  }
-  if (!damaged.empty()) return damaged;  // never from the beginning without being told so
-  return none;
-}
 
 // --- while it runs
 
@@ -206,27 +186,34 @@ int train(const Options& options, const Context& context) {
     preflight = std::move(checked).value();
   }
 
-  // The job's own checkpoints come before the weights that it once started from.
-  auto saved = newest_checkpoint(scenario.training->checkpoint.folder, context);
-  if (!saved) return fail(saved.problems(), context);
-  std::optional<exec::SavedState> state = std::move(saved).value();
-  if (!state && !options.from.empty()) {
-    Result<exec::SavedState> opened = exec::SavedState::open(options.from);
-    if (!opened) return fail(opened.problems(), context);
-    state.emplace(std::move(opened).value());
+  const std::string& folder = scenario.training->checkpoint.folder;
+  std::optional<exec::FolderLock> lock;  // until the run is over
+  if (!folder.empty()) {
+    Result<exec::FolderLock> taken = exec::FolderLock::take(folder);
+    if (!taken) return fail(taken.problems(), context);
+    lock.emplace(std::move(taken).value());
   }
-  if (state) problems = state->fits(program);
-  if (!problems.empty()) return fail(problems, context);
+  Result<Start> found = find_start(options.job, scenario, program, corpus.value(), options.from);
+  if (!found) return fail(found.problems(), context);
+  const Start start = std::move(found).value();
 
-  exec::TrainingJob job{&program,      &corpus.value(),           *scenario.training,
-                        scenario.seed, state ? &*state : nullptr, options.communicator == "gloo"};
-  const std::int64_t first = state ? state->manifest().step : 0;
+  exec::TrainingJob job;
+  job.program = &program;
+  job.corpus = &corpus.value();
+  job.training = *scenario.training;
+  job.seed = scenario.seed;
+  job.resume = start.state ? &*start.state : nullptr;
+  job.model_id = model_id(scenario.model);
+  job.text_id = text_id(corpus.value());
+  job.gloo = options.communicator == "gloo";
+  const std::int64_t first = start.state ? start.state->manifest().step : 0;
   Live live(context, scenario, first);
   live.note(fmt::format("seed {}, commit {}, {} of {} parameters on {} ranks, {} of text{}", scenario.seed, commit_id(),
                         scenario.model.name, format_count(parameter_count(scenario.model)), scenario.plan.ranks(),
                         format_bytes(static_cast<double>(corpus.value().bytes())),
                         first > 0 ? fmt::format(", going on from step {}", first) : ""));
   for (const std::string& note : preflight.notes) live.note("note: " + note);
+  for (const std::string& note : start.notes) live.note("note: " + note);
   std::optional<store::RunWriter> writer;
   if (!options.no_store) {
     Result<store::RunWriter> opened =

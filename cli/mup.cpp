@@ -297,8 +297,9 @@ Result<double> loss_of(const Sweep& sweep, const ModelSpec& model, double rate, 
   events.on_wait = [&] { progress.tick(); };
   const Result<exec::TrainingReport> report = exec::train(job, events);
   if (!report) return report.problems();
-  if (!report.value().problems.empty()) return report.value().problems;
   const std::vector<exec::StepReport>& steps = report.value().steps;
+  if (!steps.empty() && !std::isfinite(steps.back().loss)) return std::numeric_limits<double>::infinity();
+  if (!report.value().problems.empty()) return report.value().problems;
   const auto tail = std::max<std::size_t>(static_cast<std::size_t>(kTail * static_cast<double>(steps.size())), 1);
   double sum = 0;
   for (std::size_t i = steps.size() - tail; i < steps.size(); ++i) sum += steps[i].loss;

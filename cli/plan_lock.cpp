@@ -93,7 +93,7 @@ Result<nlohmann::json> read_whole(const std::string& lock_file) {
   Result<nlohmann::json> read = read_json_file(lock_file);
   if (!read) return read;
   if (!read.value().is_object() || !read.value().contains("plans") || !read.value()["plans"].is_object() ||
-      read.value().value("schema", 0) != 1)
+      read.value().value("schema", nlohmann::json()) != 1)
     return Problem{lock_file, "$.plans", "", "is not a plan lock of schema 1", "remove it, and validate again"};
   return read;
 }

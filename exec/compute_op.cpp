@@ -130,7 +130,7 @@ class Call {
   }
   kernels::DropoutSeed dropout() const {
     const std::int64_t layer = a_.layer < 0 ? -1 : place_.chunk->first_layer + a_.layer;
-    return {place_.step, layer, a_.salt, a_.probability};
+    return {place_.seed, place_.step, layer, a_.salt, a_.probability};
   }
   kernels::Xent xent() const {
     const bool sharded = op_.kind != OpKind::XentLoss;

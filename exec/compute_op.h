@@ -15,7 +15,8 @@ struct OpPlace {
   const StepProgram* program = nullptr;
   const Chunk* chunk = nullptr;  // null for step-wide blocks
   std::int64_t rank = 0;
-  std::int64_t step = 0;  // optimizer steps taken before this one
+  std::int64_t step = 0;   // optimizer steps taken before this one
+  std::uint64_t seed = 0;  // of dropout
 };
 
 /// Where an operand lies.

@@ -37,16 +37,18 @@ bool ControlChannel::send(const nlohmann::json& message) const {
 }
 
 std::optional<nlohmann::json> ControlChannel::receive() const {
+  // ECONNRESET says once that the other end left without reading all; what it had to say still comes.
+  const auto again = [] { return errno == EINTR || errno == ECONNRESET; };
   std::vector<std::uint8_t> bytes;
   ssize_t size = -1;
   do {  // MSG_TRUNC: the message's true size
     size = ::recv(socket_, nullptr, 0, MSG_PEEK | MSG_TRUNC);
-  } while (size < 0 && errno == EINTR);
+  } while (size < 0 && again());
   if (size <= 0) return std::nullopt;
   bytes.resize(static_cast<std::size_t>(size));
   do {
     size = ::recv(socket_, bytes.data(), bytes.size(), 0);
-  } while (size < 0 && errno == EINTR);
+  } while (size < 0 && again());
   if (size <= 0) return std::nullopt;
   return nlohmann::json::from_cbor(bytes);
 }

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <zlib.h>
 
 #include <algorithm>
 #include <bit>
@@ -70,6 +71,13 @@ Corpus Corpus::of_text(std::string text) {
   const auto owned = std::make_shared<const std::string>(std::move(text));
   corpus.text_ = {owned, reinterpret_cast<const unsigned char*>(owned->data())};
   return corpus;
+}
+
+std::uint32_t Corpus::checksum() const {
+  const std::int64_t end = std::min<std::int64_t>(bytes_, std::int64_t{1} << 20);
+  const auto size = static_cast<std::size_t>(end);
+  const auto head = crc32_z(crc32_z(0, nullptr, 0), text_.get(), size);
+  return static_cast<std::uint32_t>(crc32_z(head, text_.get() + bytes_ - end, size));
 }
 
 // A Feistel network over the next even number of bits, walked until it lands inside.

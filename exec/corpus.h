@@ -21,6 +21,8 @@ class Corpus {
   static Corpus of_text(std::string text);
 
   [[nodiscard]] std::int64_t bytes() const { return bytes_; }
+  /// Of its first and last MiB: tells texts apart without reading all of a long one.
+  [[nodiscard]] std::uint32_t checksum() const;
 
   /// Writes tokens [sequence_length + 1] of a sample of a step. The text is cut into windows of sequence_length (their
   /// last token is the first of the next); each pass over all of them takes them in an order of its own.

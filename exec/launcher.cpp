@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
@@ -134,8 +135,8 @@ class Launcher {
                             std::vector<ControlChannel>& channels) {
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (::getppid() != launcher) ::_exit(1);  // it died in between
-    std::signal(SIGINT, SIG_IGN);             // Ctrl-C reaches the whole group: the launcher decides
-    std::signal(SIGTERM, SIG_DFL);
+    // What asks to stop may reach the whole group, from a terminal or a batch system: the launcher decides.
+    for (const int signal : {SIGINT, SIGTERM, SIGHUP}) std::signal(signal, SIG_IGN);
     for (Rank& other : ranks_) other.channel.close();
     for (std::size_t r = 0; r < sockets.size(); ++r) {
       if (r == index(rank)) continue;
@@ -213,7 +214,8 @@ class Launcher {
       return;
     }
     const ParallelPlan& plan = job_.program->plan;
-    checkpoint_ = OpenCheckpoint{folder.value(), {step, job_.seed, plan.sequence_length, plan.global_batch, {}}};
+    checkpoint_ = OpenCheckpoint{
+        folder.value(), {step, job_.seed, plan.sequence_length, plan.global_batch, job_.model_id, job_.text_id, {}}};
     for (Rank& rank : ranks_) rank.snapshot = rank.saved = false;
     stall_ns_ = 0;
     send_all({{"type", "save"}, {"folder", folder.value()}});
@@ -297,6 +299,19 @@ class Launcher {
     report_.steps.push_back(report);
     open_steps_.erase(entry);
     if (events_.on_step) events_.on_step(report_.steps.back());
+    if (!std::isfinite(report_.steps.back().loss) || !std::isfinite(report_.steps.back().grad_norm))
+      append({diverged(report_.steps.back())});
+  }
+
+  // Before any checkpoint of it could push out a good one.
+  Problem diverged(const StepReport& step) const {
+    return {"",
+            "",
+            fmt::format("loss {:.4g}, |gradient| {:.4g}", step.loss, step.grad_norm),
+            fmt::format("is no number to go on from: training diverged at step {}", step.step + 1),
+            saves() ? "lower the learning rate or clip gradients, and run it again: it goes on from the last checkpoint"
+                    : "lower the learning rate, or clip gradients",
+            ProblemKind::Failed};
   }
 
   // A rank has closed its end.
@@ -319,9 +334,22 @@ class Launcher {
             ProblemKind::Failed};
   }
 
+  // What ranks have said and nobody has read yet.
+  void hear_last_words() {
+    for (const Rank& rank : ranks_) {
+      pollfd watched{rank.channel.socket(), POLLIN, 0};
+      while (::poll(&watched, 1, 0) > 0) {
+        const std::optional<json> message = rank.channel.receive();
+        if (!message) break;
+        if (message->value("type", "") == "problem") append({problem_from(*message)});
+      }
+    }
+  }
+
   // Of what all ranks say at the end, the cause: what stopped one of them, else the death of the one that others miss.
   void find_cause() {
     if (report_.problems.empty()) return;
+    hear_last_words();
     const auto cause = std::find_if(report_.problems.begin(), report_.problems.end(),
                                     [](const Problem& problem) { return problem.kind != ProblemKind::Failed; });
     report_.problems = {cause != report_.problems.end() ? *cause : report_.problems.front()};

@@ -44,6 +44,8 @@ struct TrainingJob {
   TrainingSpec training;
   std::uint64_t seed = 1;
   const SavedState* resume = nullptr;
+  /// What checkpoints say was trained, on what: any two names that tell them from others.
+  std::string model_id, text_id;
   /// Gloo in place of the mesh.
   bool gloo = false;
 };

@@ -61,6 +61,7 @@ class RankProcess {
 
  private:
   void start() {
+    interpreter_.set_seed(job_.seed);
     if (job_.resume != nullptr) {
       job_.resume->load(interpreter_);
       interpreter_.set_steps(job_.resume->manifest().step);

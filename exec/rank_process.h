@@ -5,9 +5,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "exec/checkpoint.h"
 #include "exec/control_channel.h"
 #include "exec/corpus.h"
+#include "exec/saved_state.h"
 #include "models/program/program.h"
 
 namespace trainyard::exec {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
+#include <nlohmann/json.hpp>
 
 #include "models/base/bf16.h"
 #include "models/base/check.h"
@@ -12,6 +14,8 @@
 namespace trainyard::exec {
 
 namespace {
+
+using nlohmann::json;
 
 std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
 
@@ -84,6 +88,67 @@ std::vector<StatePiece> pieces_to_save(const StepInterpreter& rank) {
                  append_run(pieces.back().runs, global + first - element, last - first);
                });
   return pieces;
+}
+
+std::string describe(const StatePiece& piece) {
+  json runs = json::array();
+  for (const ElementRuns& run : piece.runs) runs.push_back({run.first, run.count, run.stride, run.repeat});
+  return json{{"tensor", piece.tensor}, {"shape", piece.shape}, {"runs", runs}}.dump();
+}
+
+namespace {
+
+// A whole number, and the system's own kind of it.
+std::optional<std::int64_t> whole_number(const json& value) {
+  if (!value.is_number_unsigned() || value.get<std::uint64_t>() > std::numeric_limits<std::int64_t>::max())
+    return std::nullopt;
+  return value.get<std::int64_t>();
+}
+
+std::optional<ElementRuns> parse_runs(const json& value) {
+  if (!value.is_array() || value.size() != 4) return std::nullopt;
+  std::array<std::int64_t, 4> numbers{};
+  for (std::size_t i = 0; i < numbers.size(); ++i) {
+    const std::optional<std::int64_t> number = whole_number(value[i]);
+    if (!number) return std::nullopt;
+    numbers[i] = *number;
+  }
+  return ElementRuns{numbers[0], numbers[1], numbers[2], numbers[3]};
+}
+
+// One past the last element of the runs; nothing when they overlap or no number holds it.
+std::optional<std::int64_t> end_of(const ElementRuns& runs) {
+  std::int64_t end = 0;
+  if (runs.count < 1 || runs.repeat < 1 || (runs.repeat > 1 && runs.stride < runs.count) ||
+      __builtin_mul_overflow(runs.stride, runs.repeat - 1, &end) || __builtin_add_overflow(end, runs.first, &end) ||
+      __builtin_add_overflow(end, runs.count, &end))
+    return std::nullopt;
+  return end;
+}
+
+}  // namespace
+
+std::optional<DescribedPiece> parse_piece(const std::string& text, std::int64_t elements) {
+  const json value = json::parse(text, nullptr, false);
+  if (!value.is_object() || !value.contains("tensor") || !value["tensor"].is_string() || !value.contains("shape") ||
+      !value.contains("runs") || !value["shape"].is_array() || !value["runs"].is_array())
+    return std::nullopt;
+  DescribedPiece out{value["tensor"].get<std::string>(), {}, {}};
+  std::int64_t size = 1, total = 0;
+  for (const json& dim : value["shape"]) {
+    const std::optional<std::int64_t> number = whole_number(dim);
+    if (!number || __builtin_mul_overflow(size, *number, &size)) return std::nullopt;
+    out.shape.push_back(*number);
+  }
+  for (const json& run : value["runs"]) {
+    const std::optional<ElementRuns> runs = parse_runs(run);
+    const std::optional<std::int64_t> end = runs ? end_of(*runs) : std::nullopt;
+    // Runs that do not overlap and end inside the tensor have fewer elements than it, so nothing overflows.
+    if (!end || *end > size || __builtin_add_overflow(total, runs->elements(), &total)) return std::nullopt;
+    out.runs.push_back(*runs);
+  }
+  if (total != elements) return std::nullopt;
+  return out;
 }
 
 std::byte* state_at(const StepInterpreter& rank, const StatePiece& piece, StateKind kind) {

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,16 @@ struct StatePiece {
 
 /// The pieces of state that are this rank's to save: of what several ranks hold alike, the first one's.
 std::vector<StatePiece> pieces_to_save(const StepInterpreter& rank);
+
+/// What a piece is, as text for a file's header.
+std::string describe(const StatePiece& piece);
+struct DescribedPiece {
+  std::string tensor;
+  std::vector<std::int64_t> shape;
+  std::vector<ElementRuns> runs;
+};
+/// Nothing when the text, which may be anybody's, does not describe `elements` elements inside a tensor.
+std::optional<DescribedPiece> parse_piece(const std::string& text, std::int64_t elements);
 
 /// The bytes of a piece.
 std::byte* state_at(const StepInterpreter& rank, const StatePiece& piece, StateKind kind);

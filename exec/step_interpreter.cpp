@@ -181,7 +181,7 @@ void StepInterpreter::launch(StreamState& stream, const Launch& launch) {
     return;
   }
   const Chunk* chunk = item.chunk < 0 ? nullptr : &stage_.chunks[index(item.chunk)];
-  compute_op(op, {&program_, chunk, rank_, steps_}, in, out, kernels_);
+  compute_op(op, {&program_, chunk, rank_, steps_, seed_}, in, out, kernels_);
   if (observer_) observer_(item, op, out);
 }
 

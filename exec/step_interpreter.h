@@ -50,6 +50,8 @@ class StepInterpreter {
   [[nodiscard]] std::int64_t steps() const { return steps_; }
   /// When a run goes on from an earlier one.
   void set_steps(std::int64_t steps) { steps_ = steps; }
+  /// Of dropout.
+  void set_seed(std::uint64_t seed) { seed_ = seed; }
   /// Calls `observer` after every kernel, with what it has written.
   using Observer = std::function<void(const Item& item, const Op& op, const std::vector<kernels::Tensor>& out)>;
   void observe(Observer observer) { observer_ = std::move(observer); }
@@ -102,6 +104,7 @@ class StepInterpreter {
   std::vector<OpTime> times_;
   Observer observer_;
   std::int64_t steps_ = 0;
+  std::uint64_t seed_ = 0;
   Problems problems_;
 };
 

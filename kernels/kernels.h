@@ -3,9 +3,16 @@
 //
 // Conventions. Tensors are row-major and contiguous. T is a number of token rows, d the hidden size; rows of a
 // micro-batch run sequence by sequence. Storage is bf16, f32 or f64; sums and everything transcendental are computed in
-// f32 for the first two and in f64 for the last. Outputs marked += are accumulated into. Operands may not overlap
-// unless a function says so. Whoever calls has checked shapes; contents (indices, counts) are checked here and end the
-// process when they are wrong, because they can only be wrong through a bug.
+// f32 for the first two and in f64 for the last. All operands of a call are of one storage, but for indices, which are
+// i32, and for what a function computes and keeps in the type it computes in (f32 beside bf16): rstd, mean, lse, probs,
+// softmax, max, stats, loss, sums, master weights and moments. Outputs marked += are accumulated into. Operands may not
+// overlap unless a function says so. Whoever calls has checked shapes; contents (indices, counts) are checked here and
+// end the process when they are wrong, because they can only be wrong through a bug. Tokens and labels outside a shard
+// of the vocabulary are another shard's.
+//
+// Workspace. Processors compute in place of f32 and f64 operands and need none but what a function states. Operands in
+// bf16 are converted whole: twice the bytes of all of them together, for as long as the call takes (copy, accumulate,
+// squared_norm and adamw convert stretch by stretch). CostModel::workspace_bytes counts on that.
 //
 // Determinism. Every function gives the same bits for the same operands, instruction set and number of threads, if they
 // lie alike in their cache lines; adamw wherever they lie, so that replicas stay alike.
@@ -60,6 +67,7 @@ struct AttentionShape {
 
 /// What makes a dropout mask: keep is a pure function of these, of the row's sample and position, and of the column.
 struct DropoutSeed {
+  std::uint64_t seed = 0;  // the job's
   std::int64_t step = 0, layer = 0, salt = 0;
   double probability = 0;
 };
@@ -101,12 +109,12 @@ class Kernels {
   /// y[T,d] = scale * table[token - first_row], 0 outside.
   virtual void embedding(const Tensor& tokens, const Tensor& table, double scale, std::int64_t first_row,
                          const Tensor& y) = 0;
-  /// dtable += scale * dy, scattered.
+  /// dtable[V,d] += scale * dy[T,d], scattered.
   virtual void embedding_grad(const Tensor& tokens, const Tensor& dy, double scale, std::int64_t first_row,
                               const Tensor& dtable) = 0;
-  /// y = x + table[positions]. y may be x.
+  /// y[T,d] = x[T,d] + table[positions]. y may be x.
   virtual void position_add(const Tensor& x, const Tensor& positions, const Tensor& table, const Tensor& y) = 0;
-  /// dtable += dy, scattered.
+  /// dtable[V,d] += dy[T,d], scattered.
   virtual void position_grad(const Tensor& positions, const Tensor& dy, const Tensor& dtable) = 0;
 
   // --- dense math
@@ -114,7 +122,7 @@ class Kernels {
   /// y[T,d] = (x - mean) * rstd * weight + bias; rstd[T], and mean[T] when centred. bias may be empty.
   virtual void norm(const NormShape& shape, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& y,
                     const Tensor& rstd, const Tensor& mean) = 0;
-  /// dx[T,d]; dweight[d] +=; dbias[d] +=, unless empty.
+  /// dx[T,d] of dy, x[T,d]; dweight[d] +=; dbias[d] +=, unless empty. Workspace: 2 d for each thread.
   virtual void norm_grad(const NormShape& shape, const Tensor& dy, const Tensor& x, const Tensor& weight,
                          const Tensor& rstd, const Tensor& mean, const Tensor& dx, const Tensor& dweight,
                          const Tensor& dbias) = 0;
@@ -127,9 +135,10 @@ class Kernels {
   /// a[T,f] = act(gate) * up for h[T,2f] = (gate | up) when gated, else act(h[T,f]). With counts only the rows that
   /// they add up to.
   virtual void activation(Act act, bool gated, const Tensor& h, const Tensor& counts, const Tensor& a) = 0;
+  /// dh, shaped like h, of da[T,f].
   virtual void activation_grad(Act act, bool gated, const Tensor& da, const Tensor& h, const Tensor& counts,
                                const Tensor& dh) = 0;
-  /// c = a + b. c may be either.
+  /// c = a + b, of one shape. c may be either.
   virtual void add(const Tensor& a, const Tensor& b, const Tensor& c) = 0;
   /// y = x * keep / (1 - p): its own gradient. samples, positions i32[T]. y may be x.
   virtual void dropout(const DropoutSeed& seed, const Tensor& x, const Tensor& samples, const Tensor& positions,
@@ -138,14 +147,18 @@ class Kernels {
   // --- attention: q[T,hq*dh], k, v[c*T,hk*dh]
 
   /// qkv[T,(hq+2hk)*dh] = (q | k | v), rotated by rotate-half rope unless theta is 0 (positions may then be empty).
+  /// Workspace, kept: dh f64 for each position up to the largest.
   virtual void split_qkv(const Heads& heads, double rope_theta, const Tensor& qkv, const Tensor& positions,
                          const Tensor& q, const Tensor& k, const Tensor& v) = 0;
   /// Its transpose.
   virtual void merge_qkv_grad(const Heads& heads, double rope_theta, const Tensor& dq, const Tensor& dk,
                               const Tensor& dv, const Tensor& positions, const Tensor& dqkv) = 0;
-  /// o[T,hq*dh], lse[T,hq].
+  /// o[T,hq*dh], lse[T,hq], the log of the sum of exponentials. Workspace: for each thread the scores of 64 queries of
+  /// one head with all keys that they see.
   virtual void attention(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
                          const Tensor& o, const Tensor& lse) = 0;
+  /// dq, dk, dv, shaped like q, k, v, of dout[T,hq*dh]. Workspace: twice that of attention, three times with a soft
+  /// cap.
   virtual void attention_grad(const AttentionShape& shape, const Tensor& dout, const Tensor& q, const Tensor& k,
                               const Tensor& v, const Tensor& o, const Tensor& lse, const Tensor& dq, const Tensor& dk,
                               const Tensor& dv) = 0;
@@ -155,14 +168,17 @@ class Kernels {
   /// probs[T,k], experts i32[T,k], softmax[T,E] of logits[T,E]; ties go to the lower expert.
   virtual void router(bool renormalize, const Tensor& logits, const Tensor& probs, const Tensor& experts,
                       const Tensor& softmax) = 0;
+  /// dlogits[T,E] of dprobs[T,k].
   virtual void router_grad(bool renormalize, const Tensor& dprobs, const Tensor& experts, const Tensor& softmax,
                            const Tensor& dlogits) = 0;
-  /// rows[T*k,d] by expert, then token, then k; row_map i32[T,k] says where (t,k) went; counts i32[E].
+  /// rows[T*k,d] of x[T,d] by expert, then token, then k; row_map i32[T,k] says where (t,k) went; counts i32[E].
   virtual void permute(const Tensor& x, const Tensor& experts, const Tensor& rows, const Tensor& row_map,
                        const Tensor& counts) = 0;
+  /// dx[T,d] = sum over k of drows[T*k,d].
   virtual void permute_grad(const Tensor& drows, const Tensor& row_map, const Tensor& dx) = 0;
-  /// y[T,d] = sum over k of probs * row.
+  /// y[T,d] = sum over k of probs * rows[T*k,d].
   virtual void unpermute(const Tensor& rows, const Tensor& row_map, const Tensor& probs, const Tensor& y) = 0;
+  /// drows[T*k,d], dprobs[T,k] of dy[T,d].
   virtual void unpermute_grad(const Tensor& dy, const Tensor& rows, const Tensor& row_map, const Tensor& probs,
                               const Tensor& drows, const Tensor& dprobs) = 0;
   /// Each segment's rows lie by (source, expert); sorted holds all by (expert, segment, source). reverse: back.

@@ -81,7 +81,8 @@ void CpuKernels::dropout(const DropoutSeed& seed, const Tensor& x, const Tensor&
   const std::int32_t *sample = indices(samples), *position = indices(positions);
   const Int rows = x.dims[0], d = x.dims[1];
   const auto fold = [](std::uint64_t key, Int part) { return mix64(key ^ static_cast<std::uint64_t>(part)); };
-  const std::uint64_t site = fold(fold(mix64(static_cast<std::uint64_t>(seed.step)), seed.layer), seed.salt);
+  const std::uint64_t step = mix64(mix64(seed.seed) ^ static_cast<std::uint64_t>(seed.step));
+  const std::uint64_t site = fold(fold(step, seed.layer), seed.salt);
   in_precision_of(y, [&](auto zero) {
     using Acc = decltype(zero);
     const Scratch::Scope scope(scratch_);

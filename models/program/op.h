@@ -38,7 +38,7 @@ enum class OpKind : std::uint8_t {
   ActivationGrad, // in da[T,f], h, [counts]                 out dh like h
   Add,            // in a, b                                 out c = a + b
   Dropout,        // in x[T,d], samples i32[T], positions i32[T] out y[T,d] = x * keep / (1-p); keep is a pure function of
-                  //   (step seed, model layer, salt, sample, position, column), so the same op is its own gradient
+                  //   (seed, step, model layer, salt, sample, position, column), so the same op is its own gradient
   // --- attention
   SplitQkv,       // in qkv[T,(hq+2hk)*dh] (q | k | v), [positions: rope] out q[T,hq*dh], k[T,hk*dh], v[T,hk*dh]; rotate-half rope on q, k
   MergeQkvGrad,   // in dq, dk, dv, [positions: rope]        out dqkv, the transpose of SplitQkv

@@ -322,7 +322,7 @@ Result<std::string> hugging_face_config(const ModelSpec& model, const std::strin
 
 std::string model_file_text(const ModelSpec& model) {
   static constexpr const char* kFamilies[] = {"llama", "mixtral", "grok1", "gpt3"};
-  static constexpr const char* kPositions[] = {"rope", "learned", "none"};
+  static constexpr const char* kPositions[] = {"rope", "learned", "none", "alibi"};
   static constexpr const char* kActs[] = {"silu", "gelu", "gelu_tanh", "squared_relu"};
   json out{{"schema", 1},
            {"name", model.name},

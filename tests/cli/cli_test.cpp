@@ -413,7 +413,7 @@ TEST_CASE("a job trains, is stored, and goes on from its checkpoint", "[cli]") {
   CHECK(contains(exported.out, "layer0.attn.qkv"));
   // As Hugging Face's folder, and from there.
   const std::string folder = (fs::path(job).parent_path() / "exported").string();
-  REQUIRE(yard.run("export huggingface '" + job + "' -o '" + folder + "'").code == 0);
+  REQUIRE(yard.run("export huggingface '" + job + "' -o '" + folder + "/'").code == 0);
   CHECK(yard.run("export huggingface '" + job + "' -o '" + folder + "'").code == 2);  // nothing is overwritten
   CHECK(contains(yard.run("import huggingface '" + folder + "'").out, R"("vocab_size": 256)"));
   const Outcome from =
@@ -425,6 +425,17 @@ TEST_CASE("a job trains, is stored, and goes on from its checkpoint", "[cli]") {
   CHECK(contains(third.err, "damaged"));
   CHECK(contains(third.err, "going on from step 4"));
   CHECK(nlohmann::json::parse(third.out)["losses"].size() == 2);
+  // What is otherwise than it was is said; another model is refused, even where its weights have the same shapes.
+  const Outcome reseeded = yard.run("exec run '" + job + "' --steps 7 --seed 9 --unvalidated --json");
+  INFO(reseeded.err);
+  CHECK(reseeded.code == 0);
+  CHECK(contains(reseeded.err, "made with seed 1, and the job has 9 now"));
+  std::string other;
+  std::getline(std::ifstream(job), other, '\0');
+  other.replace(other.find(R"("vocab_size")"), 0, R"("rope_theta": 500000, )");
+  const Outcome turned = yard.run("exec run '" + yard.file("turned.json", other) + "' --steps 9 --unvalidated");
+  CHECK(turned.code == 2);
+  CHECK(contains(turned.err, "not the model of the checkpoint"));
 }
 
 TEST_CASE("a plan is executed as it was validated, or not without being asked", "[cli]") {

@@ -141,6 +141,11 @@ TEST_CASE("a checkpoint that is not whole is seen, and none of it is used", "[ex
     fs::remove(data);
     CHECK(refused());
   }
+  SECTION("its manifest is missing") {
+    fs::remove(newest / "manifest.json");
+    CHECK(refused());
+    CHECK(!exec::SavedState::open(newest.string() + "/").ok());
+  }
   SECTION("it was never ended") {
     fs::remove(newest / "manifest.json");
     fs::rename(newest, newest.string() + ".partial");
@@ -164,4 +169,62 @@ TEST_CASE("what was saved of another model is refused before ranks start", "[exe
     REQUIRE(!problems.empty());
     CHECK(problems.front().rule.find("model.layers.") != std::string::npos);
   }
+}
+
+TEST_CASE("only what is named as a checkpoint is one, and the newest is the one of most steps", "[exec]") {
+  CHECK(exec::checkpoint_step("runs/step-00000200") == 200);
+  CHECK(exec::checkpoint_step("runs/step-00000200/") == 200);
+  CHECK(exec::checkpoint_step("step-123456789012") == 123456789012);
+  for (const char* other : {"step-", "step-00000200.good", "step-00000200.partial", "step-2e3", "step--1", "steps",
+                            "step-99999999999999999999", ""})
+    CHECK(!exec::checkpoint_step(other));
+  const TempDir dir;
+  for (const char* name : {"step-99999999", "step-100000000", "step-00000007.good"})
+    fs::create_directory(dir.file(name));
+  CHECK(exec::list_checkpoints(dir.path()) ==
+        std::vector<std::string>{dir.file("step-100000000"), dir.file("step-99999999")});
+}
+
+TEST_CASE("a folder of checkpoints has one writer, who clears away what others left", "[exec]") {
+  const TempDir dir;
+  {
+    fs::create_directories(dir.file("step-00000003.partial"));
+    fs::create_directories(dir.file("step-00000002.good"));
+    const auto first = exec::FolderLock::take(dir.path());
+    REQUIRE(first.ok());
+    CHECK(!fs::exists(dir.file("step-00000003.partial")));
+    CHECK(fs::exists(dir.file("step-00000002.good")));
+    const auto second = exec::FolderLock::take(dir.path());
+    REQUIRE(!second.ok());
+    CHECK(second.problems().front().rule.find("another job") != std::string::npos);
+  }
+  CHECK(exec::FolderLock::take(dir.path()).ok());
+}
+
+TEST_CASE("a checkpoint takes the place of an older one of the same step", "[exec]") {
+  const TempDir dir;
+  for (const std::uint64_t seed : {1, 2}) {
+    exec::Manifest manifest;
+    manifest.step = 5;
+    manifest.seed = seed;
+    REQUIRE(exec::begin_checkpoint(dir.path(), 5).ok());
+    REQUIRE(exec::commit_checkpoint(dir.path(), manifest, 2).empty());
+    CHECK(exec::verify_checkpoint(dir.file("step-00000005")).value().seed == seed);
+    CHECK(!fs::exists(dir.file("step-00000005.partial")));
+  }
+}
+
+TEST_CASE("descriptions of pieces that reach outside their tensor are refused", "[exec]") {
+  const auto parse = [](const std::string& runs, std::int64_t elements) {
+    return exec::parse_piece(R"({"tensor": "w", "shape": [4, 3], "runs": )" + runs + "}", elements);
+  };
+  REQUIRE(parse("[[0, 2, 3, 4]]", 8));
+  CHECK(parse("[[0, 2, 3, 4]]", 8)->runs[0].repeat == 4);
+  for (const char* runs :
+       {"[[0, 2, 3, 5]]", "[[5, 8, 0, 1]]", "[[18446744073709551608, 8, 0, 1]]", "[[0, 8, 9223372036854775807, 2]]",
+        "[[-1, 8, 0, 1]]", "[[0, 0, 0, 8]]", "[[0, 4, 2, 2]]", "[[0, 1.5, 0, 1]]", "[[0, 8, 0]]", "[8]", "8",
+        "[[0, 1, 0, 1], [0, 9223372036854775807, 0, 1]]", "[[0, 4, 0, 2]]"})
+    CHECK(!parse(runs, 8));
+  CHECK(!exec::parse_piece("{", 1));
+  CHECK(!exec::parse_piece(R"({"tensor": "w", "shape": [18446744073709551615], "runs": [[0, 1, 0, 1]]})", 1));
 }

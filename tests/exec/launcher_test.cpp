@@ -116,6 +116,53 @@ TEST_CASE("a rank that dies is named, and nobody is left behind", "[exec]") {
   CHECK(children().empty());
 }
 
+TEST_CASE("a request to stop that reaches ranks too does not end them", "[exec]") {
+  const TextFile text;
+  ParallelPlan plan = tiny_plan();
+  plan.dp = 2;
+  plan.global_batch = 2;
+  exec::TrainingEvents events;
+  events.on_step = [](const exec::StepReport& step) {
+    for (const pid_t child : step.step == 1 ? children() : std::vector<pid_t>{}) {
+      for (const int signal : {SIGTERM, SIGINT, SIGHUP}) kill(child, signal);
+    }
+  };
+  const exec::TrainingReport report = train_job(lower(byte_model(ModelFamily::Llama), plan),
+                                                exec::Corpus::open(text.path()).value(), 6, {}, nullptr, events);
+  CHECK(losses(report).size() == 6);
+}
+
+TEST_CASE("training that diverges ends, and keeps the checkpoints that are good", "[exec]") {
+  const TextFile text;
+  const TempDir dir;
+  ParallelPlan plan = tiny_plan();
+  plan.precision = Precision::F32;
+  plan.global_batch = 2;
+  plan.optimizer.learning_rate = 1e30;
+  const exec::TrainingReport report = train_job(lower(byte_model(ModelFamily::Llama), plan),
+                                                exec::Corpus::open(text.path()).value(), 50, {dir.path(), 1, 2});
+  REQUIRE(report.problems.size() == 1);
+  CHECK(report.problems[0].rule.find("diverged at step") != std::string::npos);
+  CHECK(report.problems[0].kind == ProblemKind::Failed);
+  REQUIRE(!report.steps.empty());
+  CHECK(!std::isfinite(report.steps.back().loss + report.steps.back().grad_norm));
+  for (const std::string& saved : exec::list_checkpoints(dir.path()))
+    CHECK(*exec::checkpoint_step(saved) < static_cast<std::int64_t>(report.steps.size()));
+  CHECK(children().empty());
+}
+
+TEST_CASE("what a rank said before it left is heard, whatever it left unread", "[exec]") {
+  auto ends = exec::ControlChannel::make();
+  REQUIRE(ends);
+  ends->first.send({{"type", "run"}});
+  ends->second.send({{"type", "problem"}});
+  ends->second.close();
+  const auto message = ends->first.receive();
+  REQUIRE(message);
+  CHECK((*message)["type"] == "problem");
+  CHECK(!ends->first.receive());
+}
+
 TEST_CASE("experts that overflow their bound end the job with a cure", "[exec]") {
   ParallelPlan plan = tiny_plan();
   plan.global_batch = 4;

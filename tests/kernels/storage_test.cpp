@@ -1,6 +1,7 @@
 // The same kernels in f32 and bf16: close to float64, and the same bits every time.
 #include <catch2/catch.hpp>
 
+#include <algorithm>
 #include <cmath>
 
 #include "tests/kernels/arrays.h"
@@ -88,4 +89,24 @@ TEST_CASE("a hash tells any change of any byte", "[kernels]") {
   CHECK(cpu->hash(x.tensor()) == before);
   x.values[777] = std::nextafter(x.values[777], 1e9);
   CHECK(cpu->hash(x.tensor()) != before);
+}
+
+TEST_CASE("dropout's masks are those of the seed, and keep the share that they should", "[kernels]") {
+  const auto cpu = cpu_kernels();
+  constexpr std::int64_t kRows = 16, kColumns = 256;
+  std::vector<float> x(kRows * kColumns, 1), y(x.size());
+  std::vector<std::int32_t> samples(kRows, 3), positions(kRows);
+  for (std::int32_t t = 0; t < kRows; ++t) positions[static_cast<std::size_t>(t)] = t;
+  const auto mask = [&](std::uint64_t seed, std::int64_t step) {
+    cpu->dropout({seed, step, 0, 0, 0.25}, {x.data(), Dtype::F32, {kRows, kColumns, 1}},
+                 {samples.data(), Dtype::I32, {kRows, 1, 1}}, {positions.data(), Dtype::I32, {kRows, 1, 1}},
+                 {y.data(), Dtype::F32, {kRows, kColumns, 1}});
+    return y;
+  };
+  CHECK(mask(1, 0) == mask(1, 0));
+  CHECK(mask(1, 0) != mask(2, 0));
+  CHECK(mask(1, 0) != mask(1, 1));
+  CHECK(mask(1, 2) != mask(2, 1));
+  const auto kept = mask(1, 0).size() - static_cast<std::size_t>(std::count(y.begin(), y.end(), 0.0F));
+  CHECK(static_cast<double>(kept) / (kRows * kColumns) == Approx(0.75).margin(0.03));  // 4 standard deviations
 }

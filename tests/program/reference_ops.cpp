@@ -266,7 +266,7 @@ class Computation {
     for (Int t = 0; t < rows; ++t) {
       const Int row = global_row(t, rows, in_[1].size());
       for (Int c = 0; c < d; ++c) {
-        std::uint64_t key = mix64(static_cast<std::uint64_t>(context_.step));
+        std::uint64_t key = mix64(mix64(0) ^ static_cast<std::uint64_t>(context_.step));  // seed 0
         for (const Int part : {layer, static_cast<Int>(a_.salt), static_cast<Int>(in_[1].i()[row]),
                                static_cast<Int>(in_[2].i()[row]), c}) {
           key = mix64(key ^ static_cast<std::uint64_t>(part));

@@ -249,13 +249,26 @@ std::optional<Manifest> parse_manifest(const std::string& text) {
   const std::string inner = outer["manifest"].get<std::string>();
   if (outer["crc32"] != crc(reinterpret_cast<const std::byte*>(inner.data()), static_cast<std::int64_t>(inner.size())))
     return std::nullopt;
-  const json body = json::parse(inner, nullptr, false);
-  if (!body.is_object() || body.value("format", "") != kFormat) return std::nullopt;
-  Manifest manifest{
-      body["step"], body["seed"], body["sequence_length"], body["global_batch_size"], body["model"], body["text"], {}};
-  for (const json& file : body["files"])
-    manifest.files.push_back({file["name"], file["bytes"], file["crc32"].get<std::vector<std::uint32_t>>()});
-  return manifest;
+  try {  // a sound CRC does not mean that we wrote it
+    const json body = json::parse(inner);
+    if (body.at("format") != kFormat) return std::nullopt;
+    Manifest manifest{body.at("step"),
+                      body.at("seed"),
+                      body.at("sequence_length"),
+                      body.at("global_batch_size"),
+                      body.at("model"),
+                      body.at("text"),
+                      {}};
+    for (const json& file : body.at("files"))
+      manifest.files.push_back({file.at("name"), file.at("bytes"), file.at("crc32").get<std::vector<std::uint32_t>>()});
+    const bool all_checked = std::all_of(manifest.files.begin(), manifest.files.end(), [](const ManifestFile& file) {
+      return file.bytes >= 0 && file.bytes / kCrcBlockBytes + (file.bytes % kCrcBlockBytes > 0 ? 1 : 0) ==
+                                    static_cast<std::int64_t>(file.crcs.size());
+    });
+    return all_checked && manifest.step >= 0 ? std::optional(manifest) : std::nullopt;
+  } catch (const json::exception&) {
+    return std::nullopt;
+  }
 }
 
 }  // namespace

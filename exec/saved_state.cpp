@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -28,12 +29,20 @@ Problem unsound(const std::string& file, std::string rule) {
   return {file, "", "", std::move(rule), "use another checkpoint"};
 }
 
+// Files of other tools need not be aligned.
+template <class Number>
+Number stored(const std::byte* data, std::int64_t i) {
+  Number number{};
+  std::memcpy(&number, data + i * static_cast<std::int64_t>(sizeof number), sizeof number);
+  return number;
+}
+
 double number_at(const std::byte* data, Dtype dtype, std::int64_t i) {
   switch (dtype) {
-    case Dtype::F64: return reinterpret_cast<const double*>(data)[i];
-    case Dtype::F32: return static_cast<double>(reinterpret_cast<const float*>(data)[i]);
-    case Dtype::Bf16: return static_cast<double>(bf16_to_float(reinterpret_cast<const std::uint16_t*>(data)[i]));
-    case Dtype::I32: return reinterpret_cast<const std::int32_t*>(data)[i];
+    case Dtype::F64: return stored<double>(data, i);
+    case Dtype::F32: return static_cast<double>(stored<float>(data, i));
+    case Dtype::Bf16: return static_cast<double>(bf16_to_float(stored<std::uint16_t>(data, i)));
+    case Dtype::I32: return stored<std::int32_t>(data, i);
   }
   return 0;
 }

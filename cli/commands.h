@@ -19,6 +19,9 @@ struct Context {
   std::function<int()> run;
 };
 
+/// Why a text is no seed; empty when it is one.
+std::string check_seed(const std::string& text);
+
 void add_plan(CLI::App& app, Context& context);
 void add_program(CLI::App& app, Context& context);
 void add_sim(CLI::App& app, Context& context);

@@ -136,6 +136,13 @@ int diff_runs(const std::string& predicted, const std::string& measured, const C
   const Result<Side> left = read_side(reader, predicted), right = read_side(reader, measured);
   if (!left) return fail(left.problems(), context);
   if (!right) return fail(right.problems(), context);
+  const bool trained = left.value().run.kind == store::RunKind::Exec;
+  if (trained || right.value().run.kind != store::RunKind::Exec)
+    return fail(
+        {{"", trained ? "predicted" : "measured", trained ? predicted : measured,
+          trained ? "is a run that trained, and was not simulated" : "is a run that was simulated, and did not train",
+          "name a simulated run first, then one that trained: trainyard run list"}},
+        context);
   const json diff = compare(left.value(), right.value());
   std::cout << (context.json ? diff.dump(2) + "\n" : text_of(diff));
   return kOk;
@@ -146,6 +153,7 @@ int diff_runs(const std::string& predicted, const std::string& measured, const C
 void add_run_diff(CLI::App& run, Context& context) {
   CLI::App* diff = add_command(run, "diff", "Predicted beside measured, op kind by op kind: seconds of an average rank",
                                "  trainyard sim run job.json --timeline && trainyard exec run job.json\n"
+                               "  trainyard run list                 # which are they?\n"
                                "  trainyard run diff 1 2");
   auto predicted = std::make_shared<std::string>(), measured = std::make_shared<std::string>();
   diff->add_option("predicted", *predicted, "Run that was simulated with --timeline: id, name or \"latest\"")

@@ -37,7 +37,7 @@ struct Options {
   std::optional<std::int64_t> steps;
   std::string data, from, checkpoints, lock;
   std::string communicator = "mesh";
-  bool no_store = false, unvalidated = false;
+  bool no_store = false, unvalidated = false, changed = false;
 };
 
 // --- while it runs
@@ -193,7 +193,7 @@ int train(const Options& options, const Context& context) {
     if (!taken) return fail(taken.problems(), context);
     lock.emplace(std::move(taken).value());
   }
-  Result<Start> found = find_start(options.job, scenario, program, corpus.value(), options.from);
+  Result<Start> found = find_start(options.job, scenario, program, corpus.value(), options.from, options.changed);
   if (!found) return fail(found.problems(), context);
   const Start start = std::move(found).value();
 
@@ -208,8 +208,9 @@ int train(const Options& options, const Context& context) {
   job.gloo = options.communicator == "gloo";
   const std::int64_t first = start.state ? start.state->manifest().step : 0;
   Live live(context, scenario, first);
-  live.note(fmt::format("seed {}, commit {}, {} of {} parameters on {} ranks, {} of text{}", scenario.seed, commit_id(),
-                        scenario.model.name, format_count(parameter_count(scenario.model)), scenario.plan.ranks(),
+  live.note(fmt::format("seed {}, commit {}, {} of {} parameters on {} rank{}, {} of text{}", scenario.seed,
+                        commit_id(), scenario.model.name, format_count(parameter_count(scenario.model)),
+                        scenario.plan.ranks(), scenario.plan.ranks() == 1 ? "" : "s",
                         format_bytes(static_cast<double>(corpus.value().bytes())),
                         first > 0 ? fmt::format(", going on from step {}", first) : ""));
   for (const std::string& note : preflight.notes) live.note("note: " + note);
@@ -269,11 +270,14 @@ void add_exec(CLI::App& app, Context& context) {
   run->add_option("--data", options->data, "Text to train on: a file, or a folder of files");
   run->add_option("--steps", options->steps, "Optimizer steps in all")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40));
-  run->add_option("--seed", options->seed, "Seed, instead of the scenario's");
+  run->add_option("--seed", options->seed, "Seed, instead of the scenario's")->check(check_seed);
   run->add_option("--checkpoints", options->checkpoints,
                   "Folder for checkpoints; the newest sound one in it is resumed");
   run->add_option("--from", options->from,
-                  "Start from a checkpoint, or from the weights of a Hugging Face model folder");
+                  "Start from a checkpoint, or from the weights of a Hugging Face model folder, unless the job has "
+                  "checkpoints of its own already");
+  run->add_flag("--changed", options->changed,
+                "Go on from the job's checkpoints although its seed, text or batch has changed");
   run->add_option("--communicator", options->communicator,
                   "How ranks talk: mesh, or gloo, which is slower and checks it")
       ->check(CLI::IsMember({"mesh", "gloo"}));

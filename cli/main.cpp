@@ -51,7 +51,7 @@ int fail(const Problems& problems, const Context& context) {
   bool invalid = false;
   auto listed = nlohmann::ordered_json::array();
   for (const Problem& problem : problems) {
-    std::cerr << "trainyard: " << trainyard::to_string(problem) << "\n";
+    if (context.progress != "ndjson") std::cerr << "trainyard: " << trainyard::to_string(problem) << "\n";
     code = std::max(code, exit_code(problem.kind));
     invalid |= problem.kind == ProblemKind::Input;
     listed.push_back({{"kind", to_string(problem.kind)},
@@ -61,6 +61,10 @@ int fail(const Problems& problems, const Context& context) {
                       {"rule", problem.rule},
                       {"fix", problem.fix}});
   }
+  if (context.progress == "ndjson")
+    std::cerr << nlohmann::ordered_json{{"problems", listed}}.dump(-1, ' ', false,
+                                                                   nlohmann::ordered_json::error_handler_t::replace)
+              << std::endl;
   if (context.json) {
     // A value may be of any bytes.
     std::cout << nlohmann::ordered_json{{"problems", listed}}.dump(2, ' ', false,
@@ -69,6 +73,12 @@ int fail(const Problems& problems, const Context& context) {
   }
   // Unreadable input comes before everything that would follow from it.
   return invalid ? kInvalidInput : code;
+}
+
+std::string check_seed(const std::string& text) {
+  const bool digits = !text.empty() && text.find_first_not_of("0123456789") == std::string::npos;
+  const bool small = text.size() < 20 || (text.size() == 20 && text <= "18446744073709551615");
+  return digits && small ? "" : "must be a whole number from 0 to 2^64-1";
 }
 
 namespace {

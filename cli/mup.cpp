@@ -89,6 +89,7 @@ Result<Sweep> load_sweep(const Options& options) {
     for (const std::int64_t times : {1, 2, 4, 8}) sweep.widths.push_back(times * sweep.scenario.model.hidden_size);
   }
   std::sort(sweep.widths.begin(), sweep.widths.end());
+  sweep.widths.erase(std::unique(sweep.widths.begin(), sweep.widths.end()), sweep.widths.end());
   for (const std::int64_t width : sweep.widths) {
     const Problems problems = check_width(options, sweep, width);
     if (!problems.empty()) return problems;

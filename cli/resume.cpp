@@ -27,17 +27,21 @@ Problems find_newest(const std::string& folder, Start& start) {
   return damaged;  // never from the beginning without being told so
 }
 
-// What another seed, text or batch changes is the order of samples: people do that, and should know.
-std::vector<std::string> changes(const exec::Manifest& then, const Scenario& scenario, const exec::Corpus& corpus) {
-  std::vector<std::string> out;
-  const auto compare = [&](const char* what, const auto& was, const auto& is) {
-    if (was != is)
-      out.push_back(fmt::format("the checkpoint was made with {} {}, and the job has {} now", what, was, is));
+// Another seed, text or batch changes which samples come: people do that, and should know, because checkpoints of what
+// was are replaced by those of what is.
+Problems changes(const exec::Manifest& then, const Scenario& scenario, const exec::Corpus& corpus,
+                 const std::string& job_file) {
+  Problems out;
+  const auto compare = [&](const char* path, const auto& was, const auto& is) {
+    if (was == is) return;
+    out.push_back({job_file, path, fmt::format("{}", is),
+                   fmt::format("was {} when the checkpoint of step {} was made", was, then.step),
+                   "give the job a checkpoint folder of its own, or pass --changed to go on all the same"});
   };
-  compare("seed", then.seed, scenario.seed);
-  compare("sequences of", then.sequence_length, scenario.plan.sequence_length);
-  compare("a global batch of", then.global_batch, scenario.plan.global_batch);
-  compare("a text of", then.text, text_id(corpus));
+  compare("$.seed", then.seed, scenario.seed);
+  compare("$.plan.sequence_length", then.sequence_length, scenario.plan.sequence_length);
+  compare("$.plan.global_batch_size", then.global_batch, scenario.plan.global_batch);
+  compare("$.training.data", then.text, text_id(corpus));
   return out;
 }
 
@@ -55,7 +59,7 @@ std::string text_id(const exec::Corpus& corpus) {
 }
 
 Result<Start> find_start(const std::string& job_file, const Scenario& scenario, const StepProgram& program,
-                         const exec::Corpus& corpus, const std::string& from) {
+                         const exec::Corpus& corpus, const std::string& from, bool changed) {
   Start start;
   // The job's own checkpoints come before what it once started from.
   const std::string& folder = scenario.training->checkpoint.folder;
@@ -67,6 +71,9 @@ Result<Start> find_start(const std::string& job_file, const Scenario& scenario, 
     if (!opened) return opened.problems();
     start.state.emplace(std::move(opened).value());
   }
+  if (own && !from.empty())
+    start.notes.push_back(fmt::format("goes on from the job's own checkpoint of step {} in {}, not from {}",
+                                      start.state->manifest().step, folder, from));
   if (!start.state) return start;
   problems = start.state->fits(program);
   if (!problems.empty()) return problems;
@@ -82,8 +89,10 @@ Result<Start> find_start(const std::string& job_file, const Scenario& scenario, 
                      "give the job a checkpoint folder of its own, and the other's checkpoint with --from"};
     start.notes.push_back(fmt::format("{} {}", scenario.model.name, rule));
   }
-  const std::vector<std::string> changed = changes(then, scenario, corpus);
-  start.notes.insert(start.notes.end(), changed.begin(), changed.end());
+  const Problems others = changes(then, scenario, corpus, job_file);
+  if (own && !changed && !others.empty()) return others;
+  for (const Problem& other : others)
+    start.notes.push_back(fmt::format("{} = {}: {}", other.path, other.value, other.rule));
   return start;
 }
 

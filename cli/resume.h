@@ -21,7 +21,8 @@ struct Start {
 };
 
 /// `from`: a checkpoint or a model folder to start from when the job has no checkpoint of its own; may be empty.
+/// `changed`: the job may go on from its own checkpoints although its seed, text or batch is another.
 Result<Start> find_start(const std::string& job_file, const Scenario& scenario, const StepProgram& program,
-                         const exec::Corpus& corpus, const std::string& from);
+                         const exec::Corpus& corpus, const std::string& from, bool changed);
 
 }  // namespace trainyard::cli

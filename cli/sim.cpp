@@ -87,11 +87,7 @@ void add_sim(CLI::App& app, Context& context) {
       "  trainyard sim run my.json --json --no-store | jq .step.time_s");
   auto options = std::make_shared<Options>();
   run->add_option("scenario", options->scenario, "Scenario file")->required();
-  run->add_option("--seed", options->seed, "Seed, instead of the scenario's")->check([](const std::string& text) {
-    const bool digits = !text.empty() && text.find_first_not_of("0123456789") == std::string::npos;
-    const bool small = text.size() < 20 || (text.size() == 20 && text <= "18446744073709551615");
-    return digits && small ? std::string() : std::string("must be a whole number from 0 to 2^64-1");
-  });
+  run->add_option("--seed", options->seed, "Seed, instead of the scenario's")->check(check_seed);
   run->add_option("--seeds", options->simulation.seeds,
                   "Simulate this many seeds, from the seed on, and report their mean")
       ->check(CLI::Range(1, 100000));

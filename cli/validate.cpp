@@ -106,11 +106,31 @@ class Validation {
       const Problems found = rehearse_file(file, job, plan);
       problems.insert(problems.end(), found.begin(), found.end());
     }
+    if (problems.empty()) problems = unjudged(job, plan);
     if (!problems.empty()) return problems;
     return plan;
   }
 
  private:
+  // Limits that nothing was held to.
+  static Problems unjudged(const Job& job, const LockedPlan& plan) {
+    const auto any = [&](std::optional<double> LockedScenario::*what) {
+      return std::any_of(plan.scenarios.begin(), plan.scenarios.end(),
+                         [&](const LockedScenario& scenario) { return (scenario.*what).has_value(); });
+    };
+    const ValidationSpec& limits = job.scenario.validation;
+    Problems problems;
+    const auto missing = [&](const char* path, double limit) {
+      problems.push_back({job.file, path, fmt::format("{:g}", limit), "is a limit that no scenario can be held to",
+                          "name a scenario with failures and a duration in $.validation.scenarios"});
+    };
+    if (limits.min_effective_training_time && !any(&LockedScenario::effective_training_time))
+      missing("$.validation.min_effective_training_time", *limits.min_effective_training_time);
+    if (limits.max_recovery_s && !any(&LockedScenario::recovery_s))
+      missing("$.validation.max_recovery_s", *limits.max_recovery_s);
+    return problems;
+  }
+
   Problems rehearse(const Job& job, LockedPlan& plan, const ValidationSpec& limits) {
     SimulationOptions simulation;
     simulation.seeds = limits.seeds;

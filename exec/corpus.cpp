@@ -38,6 +38,7 @@ Result<Corpus> Corpus::open(const std::string& path) {
       if (it->is_regular_file()) files.push_back(it->path().string());
     }
     if (error) return unreadable(path, error.message());
+    if (files.empty()) return unreadable(path, "the folder has no files");
     std::sort(files.begin(), files.end());
     std::string text;
     for (const std::string& file : files) {
@@ -47,7 +48,7 @@ Result<Corpus> Corpus::open(const std::string& path) {
     }
     return of_text(std::move(text));
   }
-  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe is refused, not waited for
   struct stat status {};
   if (file < 0 || ::fstat(file, &status) != 0 || !S_ISREG(status.st_mode)) {
     const std::string why = file < 0 ? std::strerror(errno) : "it is not a regular file";

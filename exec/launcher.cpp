@@ -115,6 +115,10 @@ class Launcher {
     send_all({{"type", "end"}});
     if (report_.problems.empty() || report_.problems.front().kind == ProblemKind::Stopped) wait_all();
     kill_all();
+    if (checkpoint_) {  // that will not be whole: its space is what may be missing
+      std::error_code ignored;
+      std::filesystem::remove_all(checkpoint_->folder, ignored);
+    }
     report_.wall_s = static_cast<double>(now_ns() - begin_ns_) * 1e-9;
     return std::move(report_);
   }

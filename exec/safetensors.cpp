@@ -49,7 +49,9 @@ std::optional<std::string> read_tensor(const json& entry, std::int64_t data_byte
       entry["data_offsets"].size() != 2)
     return "must have dtype, shape and data_offsets";
   const auto dtype = dtype_of(entry["dtype"].get<std::string>());
-  if (!dtype) return "is of type " + entry["dtype"].get<std::string>() + ", and BF16, F32, F64 and I32 are known";
+  if (!dtype)
+    return "is of type " + entry["dtype"].get<std::string>() +
+           ", where BF16, F32, F64 and I32 are known: convert it to bfloat16";
   out.dtype = *dtype;
   std::int64_t bytes = size_of(*dtype);
   for (const json& dim : entry["shape"]) {

@@ -110,7 +110,10 @@ Problems SavedState::fits(const StepProgram& program) const {
     } else {
       std::int64_t elements = 1;
       for (const std::int64_t dim : wanted) elements *= dim;
-      if (found->second.elements != elements)
+      if (found->second.elements > elements)
+        problems.push_back({path_, "", "", fmt::format("has more than one \"{}\"", name),
+                            "remove the *.safetensors that do not belong to the model"});
+      if (found->second.elements < elements)
         problems.push_back({path_, "", "", fmt::format("does not have all of \"{}\"", name), "use another checkpoint"});
     }
   };

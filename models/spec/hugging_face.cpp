@@ -187,6 +187,8 @@ class ConfigReader {
       return Problem{file_, "$.model_type", type, "is a kind of model that is not known here",
                      "use llama, mixtral, gpt2 or grok-1"};
     }
+    if (has("quantization_config"))
+      wrong("quantization_config", "says that weights are quantized, which is not supported");
     model_.vocab_size = integer("vocab_size");
     boolean("tie_word_embeddings", model_.tie_word_embeddings, type == "gpt2");
     number("initializer_range", model_.initializer_range);
@@ -210,7 +212,7 @@ class ConfigReader {
   std::int64_t integer(const char* key) {
     if (has(key) && value_[key].is_number_unsigned() && value_[key].get<std::uint64_t>() < (std::uint64_t{1} << 50))
       return value_[key].get<std::int64_t>();
-    wrong(key, "must be a whole number");
+    wrong(key, has(key) ? "must be a whole number from 0 to 2^50" : "is missing");
     return 1;
   }
   std::int64_t integer(const char* key, std::int64_t absent) { return has(key) ? integer(key) : absent; }
@@ -226,6 +228,7 @@ class ConfigReader {
     out = value_[key].get<bool>();
   }
   void activation(const char* key) {
+    if (!has(key)) return wrong(key, "is missing");
     if (!act_from(text(key), model_.hidden_act)) wrong(key, "is an activation that is not known here");
   }
 

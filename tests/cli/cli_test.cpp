@@ -426,10 +426,16 @@ TEST_CASE("a job trains, is stored, and goes on from its checkpoint", "[cli]") {
   CHECK(contains(third.err, "going on from step 4"));
   CHECK(nlohmann::json::parse(third.out)["losses"].size() == 2);
   // What is otherwise than it was is said; another model is refused, even where its weights have the same shapes.
-  const Outcome reseeded = yard.run("exec run '" + job + "' --steps 7 --seed 9 --unvalidated --json");
-  INFO(reseeded.err);
-  CHECK(reseeded.code == 0);
-  CHECK(contains(reseeded.err, "made with seed 1, and the job has 9 now"));
+  const std::string reseed = "exec run '" + job + "' --steps 7 --seed 9 --unvalidated --json";
+  const Outcome reseeded = yard.run(reseed);
+  CHECK(reseeded.code == 2);
+  CHECK(contains(reseeded.err, "$.seed = 9: was 1 when the checkpoint of step 6 was made"));
+  const Outcome changed = yard.run(reseed + " --changed --from '" + folder + "'");
+  INFO(changed.err);
+  CHECK(changed.code == 0);
+  CHECK(contains(changed.err, "$.seed = 9: was 1"));
+  CHECK(contains(changed.err, "own checkpoint of step 6"));
+  CHECK(yard.run("exec run '" + job + "' --seed -1").code == 2);
   std::string other;
   std::getline(std::ifstream(job), other, '\0');
   other.replace(other.find(R"("vocab_size")"), 0, R"("rope_theta": 500000, )");
@@ -566,6 +572,8 @@ TEST_CASE("this machine is measured, a job predicted and trained, and the two ar
   CHECK(contains(text.out, "AttentionGrad"));
   CHECK(contains(text.out, "communication"));
   CHECK(contains(yard.run("run diff 1 7").err, "7"));
+  CHECK(contains(yard.run("run diff 2 1").err, "predicted = 2: is a run that trained"));
+  CHECK(contains(yard.run("run diff 1 1").err, "measured = 1: is a run that was simulated"));
   // f64 is for checking, and is not measured.
   std::string f64;
   std::getline(std::ifstream(job), f64, '\0');

@@ -2,6 +2,7 @@
 // starts alike and reads the same text.
 #include <catch2/catch.hpp>
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmath>
@@ -211,4 +212,8 @@ TEST_CASE("a sample is a stretch of the text and a function of seed, step and sa
 TEST_CASE("text that cannot be read is one problem", "[exec]") {
   CHECK(!exec::Corpus::open("/nonexistent/text").ok());
   CHECK(!exec::Corpus::open("/dev/null").ok());
+  const TempDir dir;
+  CHECK(!exec::Corpus::open(dir.path()).ok());  // no files
+  REQUIRE(mkfifo(dir.file("pipe").c_str(), 0600) == 0);
+  CHECK(!exec::Corpus::open(dir.file("pipe")).ok());  // and nobody waits for a writer
 }

@@ -77,3 +77,16 @@ TEST_CASE("a config.json that is wrong, or asks for what is not supported, says 
       problems_of(R"({ "model_type": "llama", "num_key_value_heads": 3, )" + std::string(kLlama) + "}").front().path ==
       "$.num_key_value_heads");
 }
+
+TEST_CASE("quantized weights are refused, and what is missing is said once") {
+  const std::string start = std::string(R"({"model_type": "llama", )") + kLlama;
+  CHECK(problems_of(start + "}").empty());
+  const Problems quantized = problems_of(start + R"(, "quantization_config": {"quant_method": "gptq"}})");
+  REQUIRE(quantized.size() == 1);
+  CHECK(quantized.front().path == "$.quantization_config");
+  std::string without = start + "}";
+  without.erase(without.find(R"(, "hidden_act")"), std::string(R"(, "hidden_act": "silu")").size());
+  const Problems missing = problems_of(without);
+  REQUIRE(missing.size() == 1);
+  CHECK(missing.front().rule == "is missing");
+}

@@ -229,11 +229,12 @@ class Launcher {
     std::sort(checkpoint_->manifest.files.begin(), checkpoint_->manifest.files.end(),
               [](const ManifestFile& a, const ManifestFile& b) { return a.name < b.name; });
     append(commit_checkpoint(job_.training.checkpoint.folder, checkpoint_->manifest, job_.training.checkpoint.keep));
+    if (!report_.problems.empty()) return;
     saved_step_ = checkpoint_->manifest.step;
     checkpoint_.reset();
     report_.checkpoints.push_back(saved_step_);
     report_.checkpoint_stall_s += static_cast<double>(stall_ns_) * 1e-9;
-    if (events_.on_checkpoint && report_.problems.empty()) events_.on_checkpoint(saved_step_);
+    if (events_.on_checkpoint) events_.on_checkpoint(saved_step_);
   }
 
   void append(const Problems& problems) {
@@ -323,7 +324,8 @@ class Launcher {
     int status = 0;
     ::waitpid(ranks_[r].process, &status, 0);
     ranks_[r].process = -1;
-    append({death(r, status)});
+    // A rank that was killed is what others miss, whoever was heard first.
+    report_.problems.insert(WIFSIGNALED(status) ? report_.problems.begin() : report_.problems.end(), death(r, status));
   }
 
   Problem death(std::size_t r, int status) const {

@@ -75,7 +75,7 @@ TEST_CASE("the CPU kernels compute what the reference computes, op by op", "[exe
   for (const ModelFamily family : {ModelFamily::Llama, ModelFamily::Mixtral, ModelFamily::Grok1, ModelFamily::Gpt3}) {
     ModelSpec model = tiny_model(family);
     model.num_hidden_layers = 8;
-    for (int i = 0; i < 6; ++i) {
+    for (int i = 0; i < 8; ++i) {
       model.hidden_dropout = i % 2 == 0 ? 0 : 0.1;
       model.position = i % 4 == 3 ? PositionKind::Alibi : tiny_model(family).position;
       const ParallelPlan plan = random_plan(model, random);

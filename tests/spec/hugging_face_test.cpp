@@ -90,3 +90,15 @@ TEST_CASE("quantized weights are refused, and what is missing is said once") {
   REQUIRE(missing.size() == 1);
   CHECK(missing.front().rule == "is missing");
 }
+
+TEST_CASE("a model file says every kind of position") {
+  ModelSpec model = shipped("tiny-gpt3");
+  const TempDir dir;
+  for (const PositionKind kind : {PositionKind::Rope, PositionKind::Learned, PositionKind::None, PositionKind::Alibi}) {
+    model.position = kind;
+    write_file(dir.file("model.json"), model_file_text(model));
+    const Result<ModelSpec> read = load_model(dir.file("model.json"));
+    REQUIRE(read.ok());
+    CHECK(read.value().position == kind);
+  }
+}

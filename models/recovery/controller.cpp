@@ -857,6 +857,7 @@ const std::vector<Transition>& transition_table() {
         {Holding, "timer_fired", Deciding},
         {Deciding, "timer_fired", Fencing},
         {WaitingForSpare, "spare_ready", Allocating},
+        {WaitingForSpare, "node_repaired", Allocating},
         {WaitingForSpare, "answered", Allocating},
         {WaitingForSpare, "answered", Deciding},
         {Allocating, "answered", Starting},
@@ -874,8 +875,10 @@ const std::vector<Transition>& transition_table() {
     }
     // Symptoms: of a node at any time; of the job while ranks may exist.
     for (const State from : {Running, Draining, Holding, Starting, Connecting, Loading, WarmingUp})
-      for (const char* symptom : {"heartbeat_lost", "xid_reported", "communicator_error", "rank_exited"})
+      for (const char* symptom : {"heartbeat_lost", "xid_reported", "communicator_error"})
         rows.push_back({from, symptom, Deciding});
+    for (const State from : {Running, Draining, Holding, Connecting, Loading, WarmingUp})
+      rows.push_back({from, "rank_exited", Deciding});
     for (const State from : {Fencing, WaitingForHuman, WaitingForSpare, Allocating})
       for (const char* symptom : {"heartbeat_lost", "xid_reported"}) rows.push_back({from, symptom, Deciding});
     for (const State from : {Running, Draining, Holding}) rows.push_back({from, "hashes_differ", Deciding});

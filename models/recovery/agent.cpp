@@ -60,7 +60,8 @@ const char* to_string(RanksState state) {
   return "?";
 }
 
-void Agent::launched(std::int64_t slot) {
+void Agent::launched(std::int64_t now_ns, std::int64_t slot) {
+  lease_until_ns_ = now_ns + config_.lease_ns;
   incarnation_ = 1;
   epoch_ = 1;
   slot_ = slot;
@@ -81,6 +82,7 @@ std::vector<AgentOutput> Agent::receive(std::int64_t now_ns, const Request& requ
     out.emplace_back(Reply{config_.node, key, Outcome::Refused});
     return out;
   }
+  if (rank_work(request.kind) != nullptr && now_ns >= lease_until_ns_) return out;
   incarnation_ = key.incarnation;
   // Only a fence raises the epoch of a node that has ranks: any other request of a newer one
   // means that its fence is still on the way, and must wait for it.
@@ -108,6 +110,7 @@ std::vector<AgentOutput> Agent::receive(std::int64_t now_ns, const Lease& lease)
   std::vector<AgentOutput> out = tick(now_ns);
   if (lease.incarnation < incarnation_ || lease.boot != config_.boot) return out;  // an older launcher's, or clock
   incarnation_ = lease.incarnation;
+  if (ranks_ == RanksState::None && working_.empty()) epoch_ = std::max(epoch_, lease.epoch);
   lease_until_ns_ = std::max(lease_until_ns_, lease.heartbeat_sent_ns + config_.lease_ns);
   return out;
 }

@@ -33,9 +33,10 @@ using AgentOutput = std::variant<Work, KillRanks, Reply, ShardWritten>;
 
 class Agent {
  public:
-  Agent(AgentConfig config, std::int64_t now_ns) : config_(config), lease_until_ns_(now_ns + config.lease_ns) {}
+  /// Has no lease yet, and does nothing with ranks before it has one: a request may be older than this agent.
+  explicit Agent(AgentConfig config) : config_(config) {}
   /// Ranks of epoch 1 train already: the job's launch.
-  void launched(std::int64_t slot);
+  void launched(std::int64_t now_ns, std::int64_t slot);
 
   std::vector<AgentOutput> receive(std::int64_t now_ns, const Request& request);
   std::vector<AgentOutput> receive(std::int64_t now_ns, const Lease& lease);
@@ -65,7 +66,7 @@ class Agent {
   Reply remember(Reply reply);
 
   AgentConfig config_;
-  std::int64_t lease_until_ns_;
+  std::int64_t lease_until_ns_ = 0;
   /// The fencing token: the highest that any request has carried.
   std::int64_t incarnation_ = 0;
   std::int64_t epoch_ = 0;

@@ -135,6 +135,9 @@ class Controller {
   /// All steps up to this one are done by ranks that may commit; not all need be durable.
   [[nodiscard]] std::int64_t steps_done() const { return steps_done_; }
 
+  /// The checkpoint is in progress: nothing has made it void.
+  [[nodiscard]] bool wants_checkpoint(const ActionKey& key) const { return book_.in_progress(key); }
+
   /// Checks the invariants that can be seen from one state; empty, or what is violated. Costs
   /// a pass over all nodes: for tests.
   [[nodiscard]] std::string violated_invariant() const;

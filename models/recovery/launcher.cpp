@@ -34,7 +34,7 @@ Launcher::Launcher(LauncherConfig config, const std::vector<JournalEntry>& journ
   deliver(now_ns, TookOver{controller_.incarnation() + 1});
   for (auto& [key, its] : open_) ask(now_ns, its);
   for (const auto& [node, action] : sent_away_) outputs_.emplace_back(Announce{action});
-  if (page_) outputs_.emplace_back(Announce{*page_});
+  for (const auto& [reason, action] : pages_) outputs_.emplace_back(Announce{action});
 }
 
 void Launcher::launch(std::int64_t now_ns, std::int64_t step) {
@@ -66,7 +66,7 @@ void Launcher::digest(std::int64_t now_ns, const Event& event) {
     if (epoch == 0) members_ = owners();  // the launch: ranks run from the start
   }
   for (const Action& action : actions) dispatch(now_ns, action);
-  if (controller_.state() != State::WaitingForHuman && controller_.state() != State::WaitingForSpare) page_.reset();
+  if (controller_.state() != State::WaitingForHuman && controller_.state() != State::WaitingForSpare) pages_.clear();
   if (const auto* spare = std::get_if<SpareReady>(&event)) detector_.watch(spare->node, now_ns);
   if (const auto* repaired = std::get_if<NodeRepaired>(&event)) detector_.watch(repaired->node, now_ns);
 }
@@ -79,7 +79,9 @@ void Launcher::note(const Event& event) {
     const Action& action = found->second.action;
     if (answered->outcome == Outcome::Acted) {
       if (std::holds_alternative<Fence>(action.body)) members_.clear();
-      if (std::holds_alternative<TakeCheckpoint>(action.body)) draining_[answered->key].action = action;
+      // Not if its replicas have disagreed meanwhile: nobody wants it then.
+      const bool wanted = controller_.wants_checkpoint(answered->key);
+      if (wanted && std::holds_alternative<TakeCheckpoint>(action.body)) draining_[answered->key].action = action;
     }
     open_.erase(found);
   } else if (const auto* fired = std::get_if<TimerFired>(&event)) {
@@ -115,7 +117,7 @@ void Launcher::dispatch(std::int64_t now_ns, const Action& action) {
   } else {
     if (const auto* eject = std::get_if<Eject>(&body)) send_away(eject->node, action);
     if (const auto* back = std::get_if<ReturnToRepair>(&body)) send_away(back->node, action);
-    if (std::holds_alternative<PageHuman>(body)) page_ = action;
+    if (const auto* page = std::get_if<PageHuman>(&body)) pages_[page->reason] = action;
     if (!replaying_) outputs_.emplace_back(Announce{action});
   }
 }
@@ -276,7 +278,8 @@ void Launcher::ask_for_rest(std::int64_t now_ns, Draining& its) {
 
 void Launcher::receive(std::int64_t now_ns, const Heartbeat& heartbeat) {
   detector_.heard(heartbeat.from, now_ns);
-  outputs_.emplace_back(SendLease{heartbeat.from, {controller_.incarnation(), heartbeat.boot, heartbeat.sent_ns}});
+  outputs_.emplace_back(
+      SendLease{heartbeat.from, {controller_.incarnation(), controller_.epoch(), heartbeat.boot, heartbeat.sent_ns}});
   auto& newest = newest_[heartbeat.from];
   const std::pair clock{heartbeat.boot, heartbeat.sent_ns};
   if (clock < newest) return;  // overtaken

@@ -129,7 +129,7 @@ class Launcher {
   std::map<ActionKey, Open> open_;
   std::map<ActionKey, Draining> draining_;
   std::map<NodeId, Action> sent_away_;  // announced, and announced again by each launcher until the node is back
-  std::optional<Action> page_;          // the last one, while somebody is waited for
+  std::map<PageReason, Action> pages_;  // the last ones, while somebody is waited for
   /// Nodes on which ranks may run: all that were asked to start them and have not been fenced since.
   std::set<NodeId> members_;
   FailureDetector detector_;

@@ -46,6 +46,8 @@ struct Request {
 /// The answer to a heartbeat: the agent may keep its ranks until `heartbeat_sent_ns` + lease.
 struct Lease {
   std::int64_t incarnation = 0;
+  /// The job's: an agent that has just started learns what is old.
+  std::int64_t epoch = 0;
   /// As the heartbeat had them.
   std::int64_t boot = 0;
   std::int64_t heartbeat_sent_ns = 0;
@@ -89,8 +91,8 @@ struct Reply {
   std::optional<NodeId> culprit = {};
   std::int64_t boot = 0, sent_ns = 0;  // as in a heartbeat: heartbeats sent before are overtaken
   std::vector<CopyHeld> copies = {};   // Connect
-  std::int64_t step = 0;              // Snapshot: after which step
-  std::uint64_t hash = 0;             // Snapshot: of the node's parameters
+  std::int64_t step = 0;               // Snapshot: after which step
+  std::uint64_t hash = 0;              // Snapshot: of the node's parameters
 };
 
 /// The node's shard of checkpoint `key` is written in this tier. Said again when the snapshot is asked for again.

@@ -150,7 +150,7 @@ class World {
       node(id).temperature = id < k_.slots ? Temperature::Hot : config_.controller.roster.spares.at(id);
       start_agent(id);
       if (id >= k_.slots) continue;
-      node(id).agent->launched(id);
+      node(id).agent->launched(0, id);
       node(id).value = chain(0);
       group_.push_back(id);
     }
@@ -363,7 +363,7 @@ class World {
   void start_agent(NodeId id) {
     Node& n = node(id);
     n.boot_ns = now_ns_;
-    n.agent.emplace(AgentConfig{id, n.boot, config_.lease_ns}, 0);
+    n.agent.emplace(AgentConfig{id, n.boot, config_.lease_ns});
     n.snapshot.reset();
     n.connect.reset();
     const std::int64_t phase_ns = to_ns(k_.heartbeat_s * work_draws_.uniform());
@@ -762,7 +762,7 @@ class World {
 
   void call_human(PageReason reason) {
     in(k_.human_s, [this, reason] {
-      if (!launcher_) return;
+      if (!launcher_) return call_human(reason);
       const State state = launcher_->controller().state();
       if (state == State::WaitingForHuman && reason != PageReason::SparesExhausted)
         with_launcher([&](Launcher& l) { l.tell(now_ns_, HumanCleared{}); });

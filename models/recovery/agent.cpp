@@ -73,8 +73,8 @@ std::vector<AgentOutput> Agent::receive(std::int64_t now_ns, const Request& requ
   const ActionKey& key = request.key;
   if (const auto done = replies_.find(key); done != replies_.end()) {
     out.emplace_back(done->second);
-    if (const auto written = written_.find(key); written != written_.end())
-      out.insert(out.end(), written->second.begin(), written->second.end());
+    if (const auto said = said_.find(key); said != said_.end())
+      out.insert(out.end(), said->second.begin(), said->second.end());
     return out;
   }
   if (working_.contains(key)) return out;  // asked again: the reply is on its way
@@ -137,10 +137,17 @@ std::vector<AgentOutput> Agent::work_done(std::int64_t now_ns, const Request& re
 }
 
 std::vector<AgentOutput> Agent::shard_written(const ActionKey& checkpoint, Tier tier, std::int64_t step) {
-  const ShardWritten written{config_.node, checkpoint, tier, step};
-  written_[checkpoint].push_back(written);
-  if (written_.size() > kRepliesKept) written_.erase(written_.begin());
-  return {written};
+  return say(checkpoint, ShardWritten{config_.node, checkpoint, tier, step});
+}
+
+std::vector<AgentOutput> Agent::hashed(const ActionKey& checkpoint, std::uint64_t hash) {
+  return say(checkpoint, HashReport{config_.node, checkpoint, hash});
+}
+
+std::vector<AgentOutput> Agent::say(const ActionKey& checkpoint, AgentOutput what) {
+  said_[checkpoint].push_back(what);
+  if (said_.size() > kRepliesKept) said_.erase(said_.begin());
+  return {std::move(what)};
 }
 
 std::vector<AgentOutput> Agent::tick(std::int64_t now_ns) {

@@ -29,7 +29,7 @@ struct Work {
 struct KillRanks {
   std::int64_t epoch = 0;
 };
-using AgentOutput = std::variant<Work, KillRanks, Reply, ShardWritten>;
+using AgentOutput = std::variant<Work, KillRanks, Reply, ShardWritten, HashReport>;
 
 class Agent {
  public:
@@ -44,6 +44,8 @@ class Agent {
   std::vector<AgentOutput> work_done(std::int64_t now_ns, const Request& request, Reply reply);
   /// The shard of a snapshot has come to this tier.
   std::vector<AgentOutput> shard_written(const ActionKey& checkpoint, Tier tier, std::int64_t step);
+  /// The parameters of a snapshot are hashed.
+  std::vector<AgentOutput> hashed(const ActionKey& checkpoint, std::uint64_t hash);
   /// Lets the lease run out if it is over.
   std::vector<AgentOutput> tick(std::int64_t now_ns);
   [[nodiscard]] std::int64_t lease_until_ns() const { return lease_until_ns_; }
@@ -64,6 +66,7 @@ class Agent {
   [[nodiscard]] bool may_begin(const Request& request) const;
   void kill_ranks(std::vector<AgentOutput>& out);
   Reply remember(Reply reply);
+  std::vector<AgentOutput> say(const ActionKey& checkpoint, AgentOutput what);
 
   AgentConfig config_;
   std::int64_t lease_until_ns_ = 0;
@@ -73,8 +76,8 @@ class Agent {
   std::int64_t slot_ = -1;
   RanksState ranks_ = RanksState::None;
   std::set<ActionKey> working_;
-  std::map<ActionKey, Reply> replies_;  // the last ones, for requests that come again
-  std::map<ActionKey, std::vector<ShardWritten>> written_;
+  std::map<ActionKey, Reply> replies_;                  // the last ones, for requests that come again
+  std::map<ActionKey, std::vector<AgentOutput>> said_;  // of checkpoints, for the same
 };
 
 }  // namespace trainyard::recovery

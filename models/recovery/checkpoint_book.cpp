@@ -27,7 +27,7 @@ const char* to_string(Cadence cadence) {
   return "?";
 }
 
-void CheckpointBook::launched(std::int64_t step) { accepted_.fill(step); }
+void CheckpointBook::launched(std::int64_t step) { durable_ = {Tier::Remote, step, {}}; }
 
 std::int64_t CheckpointBook::interval_ns(std::int64_t training_ns, std::int64_t failures) const {
   if (config_.cadence == Cadence::Fixed) return config_.interval_ns;
@@ -88,41 +88,43 @@ CheckpointBook::Accepted CheckpointBook::accept(const ActionKey& key) {
   if (pending.written.empty() || (config_.hash_vote && !pending.voted)) return {};
   Accepted accepted{pending.step, {}};
   std::swap(accepted.tiers, pending.written);
-  for (const Tier tier : accepted.tiers) {
-    std::int64_t& newest = accepted_[static_cast<std::size_t>(tier)];
-    newest = std::max(newest, accepted.step);
-    distrusted_.erase({tier, accepted.step});
-  }
-  if (config_.hash_vote && std::find(voted_.begin(), voted_.end(), accepted.step) == voted_.end()) {
-    voted_.push_back(accepted.step);
+  const auto written = [&](Tier tier) {
+    return std::find(accepted.tiers.begin(), accepted.tiers.end(), tier) != accepted.tiers.end();
+  };
+  if (written(Tier::Remote)) durable_ = {Tier::Remote, accepted.step, key};
+  if (config_.hash_vote && std::find(voted_.begin(), voted_.end(), key) == voted_.end()) {
+    voted_.push_back(key);
     if (voted_.size() > kVotesKept) voted_.pop_front();
   }
   // Reaching the tier that was asked for ends it; those above were on the way.
-  const Tier asked = pending.tier;
-  if (std::find(accepted.tiers.begin(), accepted.tiers.end(), asked) != accepted.tiers.end()) pending_.erase(key);
+  if (written(pending.tier)) pending_.erase(key);
   return accepted;
 }
 
-void CheckpointBook::offer(Tier tier, std::int64_t step) {
-  if (step < durable_step() || distrusted_.contains({tier, step})) return;
-  if (tier == Tier::Device ? devices_distrusted_ : false) return;
-  const bool voted = std::find(voted_.begin(), voted_.end(), step) != voted_.end();
-  // Live parameters are what the next vote judges; copies must have passed one.
-  if (config_.hash_vote && tier != Tier::Device && !voted && step != durable_step()) return;
-  offers_.emplace(tier, step);
+void CheckpointBook::offer(const StateCopy& copy) {
+  if (copy.step < durable_step() || distrusted_.contains(copy)) return;
+  if (copy.tier == Tier::Device) {
+    // Live parameters are what the next vote judges.
+    if (!devices_distrusted_) offers_.insert(copy);
+    return;
+  }
+  const bool voted = std::find(voted_.begin(), voted_.end(), copy.checkpoint) != voted_.end();
+  if (!config_.hash_vote || voted || copy.checkpoint == durable_.checkpoint) offers_.insert(copy);
 }
 
-std::pair<Tier, std::int64_t> CheckpointBook::best() const {
-  std::pair<Tier, std::int64_t> best{Tier::Remote, durable_step()};
-  for (const auto& [tier, step] : offers_)
-    if (step > best.second || (step == best.second && tier < best.first)) best = {tier, step};
+StateCopy CheckpointBook::best() const {
+  StateCopy best = durable_;
+  for (const StateCopy& copy : offers_) {
+    const bool quicker = copy.step == best.step && copy.tier < best.tier;
+    if (copy.step > best.step || quicker) best = copy;
+  }
   return best;
 }
 
-void CheckpointBook::distrust(Tier tier, std::int64_t step) {
-  if (tier == Tier::Remote && step <= durable_step()) return;  // there is nothing behind it
-  distrusted_.emplace(tier, step);
-  offers_.erase({tier, step});
+void CheckpointBook::distrust(const StateCopy& copy) {
+  if (copy == durable_) return;  // there is nothing behind it
+  distrusted_.insert(copy);
+  offers_.erase(copy);
 }
 
 }  // namespace trainyard::recovery

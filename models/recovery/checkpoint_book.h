@@ -5,7 +5,6 @@
 // the hashes of their parameters, when they agreed: silent corruption must never become durable.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <deque>
 #include <map>
@@ -71,15 +70,15 @@ class CheckpointBook {
 
   // ---- What there is ----
   /// All steps up to this one are in permanent storage.
-  [[nodiscard]] std::int64_t durable_step() const { return accepted_[static_cast<std::size_t>(Tier::Remote)]; }
+  [[nodiscard]] std::int64_t durable_step() const { return durable_.step; }
 
   // ---- What to restore ----
   void forget_offers() { offers_.clear(); }
-  void offer(Tier tier, std::int64_t step);
+  void offer(const StateCopy& copy);
   /// The copy with the most steps, in the quickest of its tiers. Permanent storage always offers.
-  [[nodiscard]] std::pair<Tier, std::int64_t> best() const;
+  [[nodiscard]] StateCopy best() const;
   /// Loading this copy failed: another is tried, unless there is none but permanent storage.
-  void distrust(Tier tier, std::int64_t step);
+  void distrust(const StateCopy& copy);
   /// Live parameters cannot be trusted: replicas disagreed.
   void distrust_devices(bool distrust) { devices_distrusted_ = distrust; }
 
@@ -96,10 +95,10 @@ class CheckpointBook {
   CheckpointConfig config_;
   std::map<ActionKey, Pending> pending_;
   std::int64_t since_permanent_ = 0;
-  std::array<std::int64_t, kTierCount> accepted_{};
-  std::deque<std::int64_t> voted_;  // the last steps whose hashes agreed
-  std::set<std::pair<Tier, std::int64_t>> offers_;
-  std::set<std::pair<Tier, std::int64_t>> distrusted_;
+  StateCopy durable_;
+  std::deque<ActionKey> voted_;  // the last checkpoints whose hashes agreed
+  std::set<StateCopy> offers_;
+  std::set<StateCopy> distrusted_;
   bool devices_distrusted_ = false;
 };
 

@@ -278,7 +278,7 @@ void Controller::job_symptom(std::int64_t last_seen_ns) {
 
 void Controller::restart_after_failure(std::optional<NodeId> culprit) {
   if (culprit && roster_.holds(*culprit)) suspicion_.blame(*culprit);
-  if (state_ == State::Loading && !culprit) book_.distrust(loaded_.first, loaded_.second);
+  if (state_ == State::Loading && !culprit) book_.distrust(loaded_);
   begin_deciding();
 }
 
@@ -460,8 +460,8 @@ void Controller::wait_for_human(PageReason reason, std::optional<std::int64_t> d
 
 void Controller::wait_for_spare() {
   enter(State::WaitingForSpare);
-  page(PageReason::SparesExhausted, std::nullopt);
   phase_timer_ = ActionKey{};
+  upkeep();
 }
 
 void Controller::begin_phase(State state, ActionBody request, std::int64_t deadline_ns) {
@@ -477,7 +477,7 @@ void Controller::begin_starting() {
 
 void Controller::begin_loading() {
   loaded_ = book_.best();
-  begin_phase(State::Loading, LoadState{loaded_.second, loaded_.first}, config_.deadlines.load_state_ns);
+  begin_phase(State::Loading, LoadState{loaded_}, config_.deadlines.load_state_ns);
 }
 
 void Controller::phase_done() {
@@ -491,10 +491,10 @@ void Controller::phase_done() {
     case State::Connecting: return begin_loading();
     case State::Loading:
       ranks_training_ = true;
-      steps_done_ = loaded_.second;
-      return begin_phase(State::WarmingUp, Resume{loaded_.second}, deadlines.first_step_ns);
+      steps_done_ = loaded_.step;
+      return begin_phase(State::WarmingUp, Resume{loaded_.step}, deadlines.first_step_ns);
     case State::WarmingUp: {
-      const RecoveryLedger ledger = ledger_.close(now_ns_, epoch_, loaded_.second);
+      const RecoveryLedger ledger = ledger_.close(now_ns_, epoch_, loaded_.step);
       begin_running();
       emit(FileLedger{ledger});
       return;
@@ -515,7 +515,7 @@ void Controller::begin_running() {
   enter(State::Running);
   outstanding_.clear();
   suspicion_.clear();
-  paged_.clear();
+  paged_ns_.clear();
   straggling_since_ns_.clear();  // of another epoch: to be seen again
   phase_timer_ = ActionKey{};
   running_since_ns_ = now_ns_;
@@ -582,7 +582,7 @@ void Controller::handle(const HumanCleared&) {
 }
 
 void Controller::handle(const StateFound& event) {
-  if (event.epoch == epoch_ && state_ == State::Connecting) book_.offer(event.tier, event.step);
+  if (event.epoch == epoch_ && state_ == State::Connecting) book_.offer(event.copy);
 }
 
 void Controller::handle(const TookOver& event) {
@@ -665,6 +665,10 @@ void Controller::upkeep() {
   eject_doomed_spares();
   heat_spares();
   repeat_tests();
+  if (state_ == State::WaitingForSpare) {
+    page(PageReason::SparesExhausted, std::nullopt);  // and again, until somebody brings one
+    due_at(now_ns_ + config_.page_retry_ns);
+  }
   if (state_ != State::Running) return;
   const bool whole = !roster_.inactive_replicas().empty() &&
                      roster_.count_spares(Temperature::Hot) >= config_.roster.slots_per_replica;
@@ -819,7 +823,10 @@ void Controller::enter(State state) {
 }
 
 void Controller::page(PageReason reason, std::optional<std::int64_t> subject) {
-  if (paged_.emplace(reason, subject.value_or(-1)).second) emit(PageHuman{reason, subject});
+  const auto [entry, first] = paged_ns_.try_emplace({reason, subject.value_or(-1)}, now_ns_);
+  if (!first && entry->second + config_.page_retry_ns > now_ns_) return;
+  entry->second = now_ns_;
+  emit(PageHuman{reason, subject});
 }
 
 std::string Controller::violated_invariant() const {

@@ -65,7 +65,7 @@ struct ControllerConfig {
   std::int64_t diagnosis_ns = 0;
   /// Recoveries in a row that blame no node and reach no checkpoint, before a human is paged.
   std::int64_t max_barren_attempts = 5;
-  /// After a page that no window will lift by itself: try again after this long.
+  /// After a page that no window will lift by itself: try again, or page again, after this long.
   std::int64_t page_retry_ns = 3'600'000'000'000;
   Deadlines deadlines;
 };
@@ -241,7 +241,7 @@ class Controller {
   ActionKey phase_timer_;
   ActionKey upkeep_timer_;
   std::int64_t upkeep_at_ns_ = 0;
-  std::set<std::pair<PageReason, std::int64_t>> paged_;  // in this recovery
+  std::map<std::pair<PageReason, std::int64_t>, std::int64_t> paged_ns_;  // in this recovery, and when
 
   // Whom to blame.
   Suspicion suspicion_;
@@ -262,7 +262,7 @@ class Controller {
 
   // What has been trained.
   CheckpointBook book_;
-  std::pair<Tier, std::int64_t> loaded_;
+  StateCopy loaded_;
   std::int64_t steps_done_ = 0;
   bool ranks_training_ = false;
   std::int64_t trained_ns_ = 0;

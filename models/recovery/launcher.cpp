@@ -32,7 +32,7 @@ Launcher::Launcher(LauncherConfig config, const std::vector<JournalEntry>& journ
   progress_ns_ = now_ns;
   if (journal.empty()) return;
   deliver(now_ns, TookOver{controller_.incarnation() + 1});
-  for (auto& [key, its] : open_) ask(now_ns, its);
+  for (auto& [key, its] : std::map<ActionKey, Open>(open_)) open(now_ns, its.action, its.waiting);
   for (const auto& [node, action] : sent_away_) outputs_.emplace_back(Announce{action});
   for (const auto& [reason, action] : pages_) outputs_.emplace_back(Announce{action});
 }
@@ -79,11 +79,11 @@ void Launcher::note(const Event& event) {
     const Action& action = found->second.action;
     if (answered->outcome == Outcome::Acted) {
       if (std::holds_alternative<Fence>(action.body)) members_.clear();
-      // Not if its replicas have disagreed meanwhile: nobody wants it then.
-      const bool wanted = controller_.wants_checkpoint(answered->key);
-      if (wanted && std::holds_alternative<TakeCheckpoint>(action.body)) draining_[answered->key].action = action;
-    }
+    } else if (std::holds_alternative<TakeCheckpoint>(action.body))
+      draining_.erase(answered->key);
     open_.erase(found);
+  } else if (const auto* agree = std::get_if<HashesAgree>(&event)) {
+    if (const auto its = draining_.find(agree->key); its != draining_.end()) its->second.voted = true;
   } else if (const auto* fired = std::get_if<TimerFired>(&event)) {
     std::erase_if(timers_, [&](const auto& timer) { return timer.second == fired->key; });
   } else if (const auto* repaired = std::get_if<NodeRepaired>(&event)) {
@@ -113,6 +113,11 @@ void Launcher::dispatch(std::int64_t now_ns, const Action& action) {
   } else if (is_any<StartProcesses, BuildCommunicators, LoadState, Resume, TakeCheckpoint>(body)) {
     const std::set<NodeId> nodes = owners();
     if (std::holds_alternative<StartProcesses>(body)) members_.insert(nodes.begin(), nodes.end());
+    if (std::holds_alternative<TakeCheckpoint>(body)) {
+      Draining& its = draining_[action.key];
+      its.action = action;
+      its.again_at_ns = now_ns + config_.retry_ns;
+    }
     open(now_ns, action, nodes);
   } else {
     if (const auto* eject = std::get_if<Eject>(&body)) send_away(eject->node, action);
@@ -132,6 +137,8 @@ void Launcher::open(std::int64_t now_ns, const Action& action, std::set<NodeId> 
   its.action = action;
   its.waiting = std::move(nodes);
   its.store_waits = std::holds_alternative<Fence>(action.body);
+  // A fence is never given up here: it has acted when leases are over, at the latest.
+  its.give_up_at_ns = its.store_waits ? std::numeric_limits<std::int64_t>::max() : now_ns + config_.answer_ns;
   if (!replaying_) ask(now_ns, its);
 }
 
@@ -155,8 +162,7 @@ Request Launcher::request_for(const Action& action, NodeId node) const {
   }
   if (const auto* load = std::get_if<LoadState>(&action.body)) {
     request.kind = RequestKind::Load;
-    request.tier = load->tier;
-    request.step = load->step;
+    request.copy = load->copy;
   }
   if (const auto* resume = std::get_if<Resume>(&action.body)) {
     request.kind = RequestKind::Resume;
@@ -195,13 +201,10 @@ void Launcher::finish_if_done(std::int64_t now_ns, const ActionKey& key) {
   const auto found = open_.find(key);
   if (found == open_.end() || !found->second.waiting.empty() || found->second.store_waits) return;
   const Action action = found->second.action;
-  const std::vector<Reply> replies = found->second.replies;
   // What was found comes first: if this launcher dies in between, the next one asks again.
-  if (std::holds_alternative<BuildCommunicators>(action.body)) report_copies(now_ns, replies);
-  if (std::holds_alternative<TakeCheckpoint>(action.body)) report_votes(now_ns, key, replies);
+  if (std::holds_alternative<BuildCommunicators>(action.body))
+    report_copies(now_ns, std::vector<Reply>(found->second.replies));
   deliver(now_ns, Answered{key, Outcome::Acted, std::nullopt});
-  if (const auto draining = draining_.find(key); draining != draining_.end())
-    draining->second.again_at_ns = now_ns + config_.retry_ns;
   if (!std::holds_alternative<Resume>(action.body)) return;
   progress_ns_ = now_ns;
   slowest_step_ = -1;
@@ -219,28 +222,36 @@ void Launcher::receive(std::int64_t now_ns, const StoreReply& reply) {
   deliver(now_ns, CheckpointDurable{reply.key, draining->second.step, Tier::Remote});
 }
 
-/// Which whole copies the owners hold between them, newest steps first is the controller's choice.
+/// Which whole copies the owners hold between them; which to restore is the controller's choice.
 void Launcher::report_copies(std::int64_t now_ns, const std::vector<Reply>& replies) {
-  std::map<std::pair<Tier, std::int64_t>, std::set<std::int64_t>> shards;
+  std::map<StateCopy, std::set<std::int64_t>> shards;
   for (const Reply& reply : replies)
-    for (const CopyHeld& copy : reply.copies) shards[{copy.tier, copy.step}].insert(copy.shard);
+    for (const ShardHeld& held : reply.copies) shards[held.copy].insert(held.shard);
   for (const auto& [copy, present] : shards)
     if (static_cast<std::int64_t>(present.size()) == config_.shards)
-      deliver(now_ns, StateFound{controller_.epoch(), copy.first, copy.second});
+      deliver(now_ns, StateFound{controller_.epoch(), copy});
 }
 
+// ---- Checkpoints ----------------------------------------------------------------------------
+
 /// Replicas hold the same shards: holders of one shard must agree on its hash.
-void Launcher::report_votes(std::int64_t now_ns, const ActionKey& key, const std::vector<Reply>& replies) {
+void Launcher::receive(std::int64_t now_ns, const HashReport& report) {
+  detector_.heard(report.from, now_ns);
+  const ActionKey& key = report.key;
+  const auto found = draining_.find(key);
+  if (found == draining_.end() || found->second.voted || !controller_.wants_checkpoint(key)) return;
+  found->second.hashes[report.from] = report.hash;
+  if (found->second.hashes.size() != owners().size()) return;
   std::map<std::int64_t, std::vector<std::pair<NodeId, std::uint64_t>>> votes;
-  for (const Reply& reply : replies)
-    if (const auto slot = controller_.slot_of(reply.from))
-      votes[*slot % config_.shards].emplace_back(reply.from, reply.hash);
+  for (const auto& [node, hash] : found->second.hashes)
+    if (const auto slot = controller_.slot_of(node)) votes[*slot % config_.shards].emplace_back(node, hash);
   for (const auto& [shard, its] : votes) {
     const bool agree =
         std::all_of(its.begin(), its.end(), [&](const auto& vote) { return vote.second == its.front().second; });
     if (!agree) return deliver(now_ns, HashesDiffer{key, its});
   }
   deliver(now_ns, HashesAgree{key});
+  if (const auto agreed = draining_.find(key); agreed != draining_.end()) promote(agreed->second);
 }
 
 void Launcher::receive(std::int64_t now_ns, const ShardWritten& written) {
@@ -252,25 +263,27 @@ void Launcher::receive(std::int64_t now_ns, const ShardWritten& written) {
   if (its.step >= 0 && its.step != written.step) return;
   its.step = written.step;
   its.shards[written.tier].insert(*slot % config_.shards);
-  check_tier(now_ns, written.key, its, written.tier);
+  if (static_cast<std::int64_t>(its.shards[written.tier].size()) < config_.shards) return;
+  if (written.tier == Tier::Remote) {
+    promote(its);
+    return;
+  }
+  if (its.reported.insert(written.tier).second) deliver(now_ns, CheckpointDurable{written.key, its.step, written.tier});
 }
 
-void Launcher::check_tier(std::int64_t now_ns, const ActionKey& key, Draining& its, Tier tier) {
-  if (static_cast<std::int64_t>(its.shards[tier].size()) < config_.shards || its.reported.contains(tier)) return;
-  if (tier == Tier::Remote) return ask_for_rest(now_ns, its);
-  its.reported.insert(tier);
-  deliver(now_ns, CheckpointDurable{key, its.step, tier});
+/// The store is asked to promote a checkpoint once all its shards are there and replicas agree.
+bool Launcher::promote(Draining& its) {
+  const bool complete = static_cast<std::int64_t>(its.shards[Tier::Remote].size()) == config_.shards;
+  if (!complete || (config_.controller.checkpoints.hash_vote && !its.voted)) return false;
+  if (controller_.wants_checkpoint(its.action.key)) outputs_.emplace_back(PromoteCheckpoint{its.action.key, its.step});
+  return true;
 }
 
-/// Until a checkpoint is as deep as it must go: the store is asked to promote it once all shards
-/// are there, and until then whoever may have written one is asked to say so.
+/// Until a checkpoint is as deep as it must go, whoever may have something to say is asked again.
 void Launcher::ask_for_rest(std::int64_t now_ns, Draining& its) {
   its.again_at_ns = now_ns + config_.retry_ns;
   const ActionKey key = its.action.key;
-  if (static_cast<std::int64_t>(its.shards[Tier::Remote].size()) == config_.shards) {
-    outputs_.emplace_back(PromoteCheckpoint{key, its.step});
-    return;
-  }
+  if (promote(its) || open_.contains(key) || !controller_.wants_checkpoint(key)) return;
   for (const NodeId node : owners()) outputs_.emplace_back(SendRequest{node, request_for(its.action, node)});
 }
 
@@ -329,6 +342,7 @@ void Launcher::tick(std::int64_t now_ns) {
   report_silence(now_ns);
   pass_expired_leases(now_ns);
   report_hang(now_ns);
+  give_up_waiting(now_ns);
   ask_again(now_ns);
 }
 
@@ -375,6 +389,15 @@ void Launcher::report_hang(std::int64_t now_ns) {
   deliver(now_ns, CommunicatorError{controller_.epoch(), reporter, suspect, progress_ns_});
 }
 
+/// Who lives and does not answer is named, if it is only one.
+void Launcher::give_up_waiting(std::int64_t now_ns) {
+  for (const auto& [key, its] : std::map<ActionKey, Open>(open_)) {
+    if (its.give_up_at_ns > now_ns) continue;
+    const std::optional<NodeId> culprit = its.waiting.size() == 1 ? std::optional(*its.waiting.begin()) : std::nullopt;
+    deliver(now_ns, Answered{key, Outcome::Timeout, culprit});
+  }
+}
+
 void Launcher::ask_again(std::int64_t now_ns) {
   for (auto& [key, its] : open_)
     if (its.again_at_ns <= now_ns) ask(now_ns, its);
@@ -386,7 +409,7 @@ std::int64_t Launcher::due_ns() const {
   std::int64_t due_ns = std::numeric_limits<std::int64_t>::max();
   if (!timers_.empty()) due_ns = std::min(due_ns, timers_.begin()->first);
   if (const auto silence_ns = detector_.due_ns()) due_ns = std::min(due_ns, *silence_ns);
-  for (const auto& [key, its] : open_) due_ns = std::min(due_ns, its.again_at_ns);
+  for (const auto& [key, its] : open_) due_ns = std::min({due_ns, its.again_at_ns, its.give_up_at_ns});
   for (const auto& [key, its] : draining_) due_ns = std::min(due_ns, its.again_at_ns);
   if (controller_.state() == State::Running || controller_.state() == State::Draining)
     due_ns = std::min(due_ns, std::max(progress_ns_, hang_reported_ns_) + config_.training_ns);

@@ -31,6 +31,8 @@ struct LauncherConfig {
   std::int64_t lease_ns = 0;
   /// Between two askings for the same thing.
   std::int64_t retry_ns = 0;
+  /// For an answer; then it is a timeout. Less than the controller's deadlines, which name nobody.
+  std::int64_t answer_ns = 0;
   /// Slots whose shards make up one whole copy of the state: those of a replica, or all.
   std::int64_t shards = 1;
 };
@@ -68,6 +70,7 @@ class Launcher {
   void receive(std::int64_t now_ns, const Heartbeat& heartbeat);
   void receive(std::int64_t now_ns, const Reply& reply);
   void receive(std::int64_t now_ns, const ShardWritten& written);
+  void receive(std::int64_t now_ns, const HashReport& report);
   void receive(std::int64_t now_ns, const Report& report);
   void receive(std::int64_t now_ns, const StoreReply& reply);
   /// From outside the job: repaired nodes, new spares, maintenance, humans.
@@ -86,12 +89,14 @@ class Launcher {
     std::set<NodeId> waiting;
     bool store_waits = false;
     std::vector<Reply> replies;
-    std::int64_t again_at_ns = 0;
+    std::int64_t again_at_ns = 0, give_up_at_ns = 0;
   };
-  /// A checkpoint after its snapshot: which shards are written where.
+  /// A checkpoint on its way: who has taken the snapshot, which shards are written where.
   struct Draining {
     Action action;
     std::int64_t step = -1;
+    std::map<NodeId, std::uint64_t> hashes;
+    bool voted = false;
     std::map<Tier, std::set<std::int64_t>> shards;
     std::set<Tier> reported;
     std::int64_t again_at_ns = 0;
@@ -110,12 +115,12 @@ class Launcher {
   void answered_by(std::int64_t now_ns, const ActionKey& key, const Reply& reply);
   void finish_if_done(std::int64_t now_ns, const ActionKey& key);
   void report_copies(std::int64_t now_ns, const std::vector<Reply>& replies);
-  void report_votes(std::int64_t now_ns, const ActionKey& key, const std::vector<Reply>& replies);
-  void check_tier(std::int64_t now_ns, const ActionKey& key, Draining& its, Tier tier);
+  bool promote(Draining& its);
   void ask_for_rest(std::int64_t now_ns, Draining& its);
 
   void fire_timers(std::int64_t now_ns);
   void report_silence(std::int64_t now_ns);
+  void give_up_waiting(std::int64_t now_ns);
   void ask_again(std::int64_t now_ns);
   void pass_expired_leases(std::int64_t now_ns);
   void report_hang(std::int64_t now_ns);

@@ -10,6 +10,10 @@ namespace {
 
 std::string key_text(const ActionKey& key) { return fmt::format("{}.{}.{}", key.incarnation, key.epoch, key.id); }
 
+std::string copy_text(const StateCopy& copy) {
+  return fmt::format("step={} tier={} checkpoint={}", copy.step, to_string(copy.tier), key_text(copy.checkpoint));
+}
+
 std::string optional_text(const std::optional<std::int64_t>& value) { return value ? std::to_string(*value) : "none"; }
 
 std::string body_text(const SetTimer& a) { return fmt::format("set_timer at_ns={}", a.at_ns); }
@@ -21,9 +25,7 @@ std::string body_text(const StartProcesses& a) {
   return fmt::format("start_processes replicas={}", fmt::join(a.replicas, ","));
 }
 std::string body_text(const BuildCommunicators&) { return "build_communicators"; }
-std::string body_text(const LoadState& a) {
-  return fmt::format("load_state step={} tier={}", a.step, to_string(a.tier));
-}
+std::string body_text(const LoadState& a) { return fmt::format("load_state {}", copy_text(a.copy)); }
 std::string body_text(const Resume& a) { return fmt::format("resume step={}", a.step); }
 std::string body_text(const TakeCheckpoint& a) {
   return fmt::format("take_checkpoint tier={} hold={}", to_string(a.tier), a.hold);
@@ -69,7 +71,7 @@ std::string event_text(const HashesDiffer& e) {
   return text;
 }
 std::string event_text(const StateFound& e) {
-  return fmt::format("state_found epoch={} tier={} step={}", e.epoch, to_string(e.tier), e.step);
+  return fmt::format("state_found epoch={} {}", e.epoch, copy_text(e.copy));
 }
 std::string event_text(const TookOver& e) { return fmt::format("took_over incarnation={}", e.incarnation); }
 std::string event_text(const StepsDone& e) {

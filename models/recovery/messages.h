@@ -113,11 +113,20 @@ struct HashesDiffer {
   std::vector<std::pair<NodeId, std::uint64_t>> votes;
 };
 
-/// Ranks of `epoch`, once connected, found a whole copy of the state after `step` in this tier.
-struct StateFound {
-  std::int64_t epoch = 0;
+/// A whole copy of the training state. A step may be trained twice, after a restore, so it is the
+/// checkpoint that tells copies apart: the TakeCheckpoint that made it, none for the initial state
+/// and for live parameters.
+struct StateCopy {
   Tier tier = Tier::Remote;
   std::int64_t step = 0;
+  ActionKey checkpoint;
+  auto operator<=>(const StateCopy&) const = default;  // NOLINT(modernize-use-nullptr): clang-tidy 14 misreads it
+};
+
+/// Ranks of `epoch`, once connected, found this copy.
+struct StateFound {
+  std::int64_t epoch = 0;
+  StateCopy copy;
 };
 
 /// Another launcher goes on with this controller: keys of what it asks carry its number.
@@ -217,10 +226,9 @@ struct StartProcesses {
 /// Connected, ranks report what copies of the state they find (StateFound), then it has acted.
 struct BuildCommunicators {};
 
-/// Load the copy in this tier that holds all steps up to `step`; 0 is the initial state.
+/// Load this copy; step 0 is the initial state.
 struct LoadState {
-  std::int64_t step = 0;
-  Tier tier = Tier::Remote;
+  StateCopy copy;
 };
 
 /// Train from `step` (the number of steps already done). Acted once warm and at speed.

@@ -36,8 +36,9 @@ struct Request {
   ActionKey key;
   RequestKind kind = RequestKind::StopRanks;
   std::int64_t slot = -1;            // Promote, StartRanks
-  Tier tier = Tier::Remote;          // Load, Snapshot
-  std::int64_t step = 0;             // Load, Resume
+  Tier tier = Tier::Remote;          // Snapshot
+  StateCopy copy = {};               // Load
+  std::int64_t step = 0;             // Resume
   bool hold = false;                 // Snapshot
   bool thorough = false;             // Test
   std::vector<NodeId> members = {};  // Connect: every owner
@@ -78,10 +79,9 @@ struct Heartbeat {
 };
 
 /// A copy of this node's shard, or of a peer's that it keeps.
-struct CopyHeld {
+struct ShardHeld {
   std::int64_t shard = 0;
-  Tier tier = Tier::Host;
-  std::int64_t step = 0;
+  StateCopy copy;
 };
 
 struct Reply {
@@ -90,9 +90,8 @@ struct Reply {
   Outcome outcome = Outcome::Acted;
   std::optional<NodeId> culprit = {};
   std::int64_t boot = 0, sent_ns = 0;  // as in a heartbeat: heartbeats sent before are overtaken
-  std::vector<CopyHeld> copies = {};   // Connect
+  std::vector<ShardHeld> copies = {};  // Connect
   std::int64_t step = 0;               // Snapshot: after which step
-  std::uint64_t hash = 0;              // Snapshot: of the node's parameters
 };
 
 /// The node's shard of checkpoint `key` is written in this tier. Said again when the snapshot is asked for again.
@@ -101,6 +100,13 @@ struct ShardWritten {
   ActionKey key;
   Tier tier = Tier::Remote;
   std::int64_t step = 0;
+};
+
+/// The hash of the node's parameters in the snapshot of checkpoint `key`. Said again likewise.
+struct HashReport {
+  NodeId from = 0;
+  ActionKey key;
+  std::uint64_t hash = 0;
 };
 
 /// A symptom, as the ranks, the driver or the node's monitor saw it.

@@ -52,6 +52,7 @@ void for_each_knob(NightKnobs& k, Visit visit) {
   visit("maintenance_lead_s", k.maintenance_lead_s, 0, 1e6);
   visit("diagnosis_s", k.diagnosis_s, 0, 1e6);
   visit("deadline_s", k.deadline_s, 1, 1e6);
+  visit("answer_s", k.answer_s, 1, 1e6);
   visit("page_retry_s", k.page_retry_s, 1, 1e6);
   visit("detection_s", k.detection_s, 1, 1e6);
   visit("training_s", k.training_s, 1, 1e6);
@@ -76,6 +77,7 @@ void for_each_knob(NightKnobs& k, Visit visit) {
   visit("test_s", k.test_s, 0, 1e5);
   visit("repair_s", k.repair_s, 0, 1e6);
   visit("human_s", k.human_s, 0, 1e6);
+  visit("hash_s", k.hash_s, 0, 1e4);
   visit("write_peer_s", k.write_peer_s, 0, 1e4);
   visit("write_nvme_s", k.write_nvme_s, 0, 1e4);
   visit("write_remote_s", k.write_remote_s, 0, 1e4);
@@ -107,8 +109,8 @@ void draw_job(Dice& dice, NightKnobs& k) {
   k.replicas = dice.chance(0.5) ? 1 : dice.between(2, 4);
   k.slots = k.replicas * dice.between(1, k.replicas == 1 ? 8 : 3);
   k.min_replicas = dice.between(1, k.replicas);
-  k.hot_spares = dice.between(0, 3);
-  k.warm_spares = dice.between(0, 2);
+  k.hot_spares = dice.between(0, 4);
+  k.warm_spares = dice.between(0, 3);
   k.cold_spares = dice.between(0, 1);
   k.keep_hot = dice.between(0, k.spares());
   k.nodes_per_domain = dice.between(2, 6);
@@ -118,7 +120,7 @@ void draw_policy(Dice& dice, NightKnobs& k) {
   k.max_ejections_per_domain = dice.between(1, 4);
   k.ejection_window_s = dice.between_s(600, 3600);
   k.lemon_ejections = dice.chance(0.5) ? dice.between(1, 3) : 0;
-  k.retire_ejections = k.lemon_ejections > 0 && dice.chance(0.5) ? k.lemon_ejections + dice.between(0, 3) : 0;
+  k.retire_ejections = k.lemon_ejections > 0 && dice.chance(0.3) ? k.lemon_ejections + dice.between(1, 4) : 0;
   k.readmission_test = dice.chance(0.7);
   k.hash_vote = k.replicas > 1 && dice.chance(0.6);
   k.adaptive_cadence = dice.chance(0.2);
@@ -131,6 +133,8 @@ void draw_policy(Dice& dice, NightKnobs& k) {
   k.maintenance_lead_s = dice.between_s(0, 300);
   k.diagnosis_s = dice.chance(0.2) ? 0 : dice.between_s(1, 20);
   k.deadline_s = dice.between_s(90, 300);
+  // Mostly shorter than the deadlines, as it should be.
+  k.answer_s = dice.chance(0.8) ? k.deadline_s * 0.75 : k.deadline_s * 6;
   k.page_retry_s = dice.between_s(300, 1800);
 }
 
@@ -152,8 +156,9 @@ void draw_times(Dice& dice, NightKnobs& k) {
   k.warm_extra_s = dice.between_s(0, 40);
   k.cold_extra_s = k.warm_extra_s + dice.between_s(0, 80);
   k.test_s = dice.between_s(10, 120);
-  k.repair_s = dice.between_s(60, 1200);
-  k.human_s = dice.between_s(60, 1200);
+  k.repair_s = dice.between_s(60, 600);
+  k.human_s = dice.between_s(60, 600);
+  k.hash_s = dice.between_s(0, 10);
   k.write_peer_s = dice.between_s(0, 5);
   k.write_nvme_s = dice.between_s(0, 10);
   k.write_remote_s = dice.between_s(1, 60);
@@ -243,6 +248,7 @@ recovery::LauncherConfig launcher_config(const NightKnobs& k) {
   config.training_ns = to_ns(k.training_s);
   config.lease_ns = to_ns(k.lease_s);
   config.retry_ns = to_ns(k.retry_s);
+  config.answer_ns = to_ns(k.answer_s);
   config.shards = k.shards();
   return config;
 }

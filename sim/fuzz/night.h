@@ -67,7 +67,7 @@ struct NightKnobs {
   double checkpoint_interval_s = 120;
   double replace_at_slowdown = 0, straggler_patience_s = 120;
   double regrow_patience_s = 60, maintenance_lead_s = 120;
-  double diagnosis_s = 3, deadline_s = 120, page_retry_s = 1800;
+  double diagnosis_s = 3, deadline_s = 120, answer_s = 100, page_retry_s = 1800;
   double detection_s = 50, training_s = 200, lease_s = 60, retry_s = 10;
 
   // The network between launcher, agents and store.
@@ -80,7 +80,7 @@ struct NightKnobs {
   double link_timeout_s = 30, collective_timeout_s = 120;
   double stop_s = 1, promote_s = 5, warm_extra_s = 20, cold_extra_s = 60, start_s = 5, connect_s = 5, load_s = 5;
   double warm_up_s = 5, test_s = 60, repair_s = 600, human_s = 900;
-  double write_peer_s = 2, write_nvme_s = 5, write_remote_s = 20;
+  double hash_s = 1, write_peer_s = 2, write_nvme_s = 5, write_remote_s = 20;
   /// Probability that a repaired node still has its fault.
   double bad_repair = 0;
 

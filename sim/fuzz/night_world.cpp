@@ -34,9 +34,10 @@ std::uint64_t trained(std::uint64_t value, std::int64_t step) {
   return mix64(value ^ static_cast<std::uint64_t>(step));
 }
 
-struct Copy {
-  Tier tier = Tier::Host;
-  std::int64_t shard = 0, step = 0;
+/// One shard of a copy, with what it holds.
+struct Shard {
+  StateCopy copy;
+  std::int64_t shard = 0;
   std::uint64_t value = 0;
 };
 
@@ -55,7 +56,7 @@ struct Node {
   std::int64_t step = 0;
   std::uint64_t value = 0;
   std::optional<Request> snapshot, connect;
-  std::vector<Copy> memory, disk;
+  std::vector<Shard> memory, disk;
 };
 
 class World {
@@ -346,15 +347,15 @@ class World {
     if (shards == store_shards_.end() || static_cast<std::int64_t>(shards->second.size()) < k_.shards())
       return violate("I5: a checkpoint was promoted before its quorum");
     if (promote.checkpoint.epoch < fenced_epoch_) violate("I3: a fenced epoch committed");
-    for (const auto& [shard, copy] : shards->second) {
-      if (copy.step != promote.step) violate("I5: a checkpoint holds shards of different steps");
-      if (copy.value != chain(copy.step) && !tainted_)
-        violate(fmt::format("I4, I10: shard {} of step {} is not what training gives", shard, copy.step));
+    for (const auto& [shard, its] : shards->second) {
+      if (its.copy.step != promote.step) violate("I5: a checkpoint holds shards of different steps");
+      if (its.value != chain(promote.step) && !tainted_)
+        violate(fmt::format("I4, I10: shard {} of step {} is not what training gives", shard, promote.step));
     }
     if (manifests_.emplace(promote.step, shards->second.begin()->second.value).second) ++result_.checkpoints;
     if (calm_ && promote.step > calm_step_ && result_.calm_recovery_s == 0)
       result_.calm_recovery_s = now_s() - k_.mischief_ends_s;
-    newest_ = std::max(newest_, promote.step);
+    newest_ = {Tier::Remote, promote.step, promote.checkpoint};
     tell_log("store promotes step {}", promote.step);
   }
 
@@ -523,35 +524,32 @@ class World {
     return other == reporter ? victim : other;
   }
 
-  std::vector<CopyHeld> inventory(NodeId id) {
-    std::vector<CopyHeld> held;
+  std::vector<ShardHeld> inventory(NodeId id) {
+    std::vector<ShardHeld> held;
     for (const auto* copies : {&node(id).memory, &node(id).disk})
-      for (const Copy& copy : *copies) held.push_back({copy.shard, copy.tier, copy.step});
+      for (const Shard& its : *copies) held.push_back({its.shard, its.copy});
     if (store_down_until_ns_ > now_ns_) return held;
-    for (auto manifest = manifests_.rbegin(); manifest != manifests_.rend(); ++manifest) {
-      for (std::int64_t shard = 0; shard < k_.shards(); ++shard) held.push_back({shard, Tier::Remote, manifest->first});
-      break;  // the newest
-    }
+    for (std::int64_t shard = 0; shard < k_.shards(); ++shard) held.push_back({shard, newest_});
     return held;
   }
 
   bool load(NodeId id, const Request& request) {
     Node& n = node(id);
     const std::int64_t shard = n.agent->slot() % k_.shards();
-    if (request.tier == Tier::Remote) {
-      const auto manifest = manifests_.find(request.step);
+    if (request.copy.tier == Tier::Remote) {
+      const auto manifest = manifests_.find(request.copy.step);
       if (store_down_until_ns_ > now_ns_ || manifest == manifests_.end()) return false;
       n.value = manifest->second;
-      n.step = request.step;
+      n.step = request.copy.step;
       return true;
     }
     for (const NodeId member : group_) {
       if (!reachable(member)) continue;
-      for (const auto* copies : {&node(member).memory, &node(member).disk}) {
-        for (const Copy& copy : *copies) {
-          if (copy.tier != request.tier || copy.shard != shard || copy.step != request.step) continue;
-          n.value = copy.value;
-          n.step = copy.step;
+      for (const auto* shards : {&node(member).memory, &node(member).disk}) {
+        for (const Shard& its : *shards) {
+          if (its.copy != request.copy || its.shard != shard) continue;
+          n.value = its.value;
+          n.step = its.copy.step;
           return true;
         }
       }
@@ -620,14 +618,17 @@ class World {
       if (!node(member).snapshot || node(member).snapshot->key != request->key) return;
     for (const NodeId member : group_) {
       Node& n = node(member);
-      const Copy copy{Tier::Host, n.agent->slot() % k_.shards(), n.step, n.value};
+      const Shard copy{{Tier::Host, n.step, request->key}, n.agent->slot() % k_.shards(), n.value};
       Reply reply{member, request->key};
       reply.step = n.step;
-      reply.hash = n.value;
       n.snapshot.reset();
       keep(n.memory, copy);
       done(member, *request, reply);
       written(member, request->key, copy);
+      in(k_.hash_s * work_draws_.uniform(), [this, member, key = request->key, hash = n.value, boot = n.boot] {
+        Node& its = node(member);
+        if (its.agent && its.boot == boot) outputs(member, its.agent->hashed(key, hash));
+      });
       if (request->tier == Tier::Peer || request->tier == Tier::Remote)
         write_later(member, request->key, copy, Tier::Peer, k_.write_peer_s);
       if (request->tier == Tier::Nvme) write_later(member, request->key, copy, Tier::Nvme, k_.write_nvme_s);
@@ -635,40 +636,40 @@ class World {
     }
   }
 
-  static void keep(std::vector<Copy>& copies, const Copy& copy) {
-    copies.push_back(copy);
-    const auto same = [&](const Copy& c) { return c.tier == copy.tier && c.shard == copy.shard; };
+  static void keep(std::vector<Shard>& copies, const Shard& its) {
+    copies.push_back(its);
+    const auto same = [&](const Shard& other) { return other.copy.tier == its.copy.tier && other.shard == its.shard; };
     if (std::count_if(copies.begin(), copies.end(), same) > 2)
       copies.erase(std::find_if(copies.begin(), copies.end(), same));
   }
 
-  void written(NodeId id, const ActionKey& key, const Copy& copy) {
+  void written(NodeId id, const ActionKey& key, const Shard& its) {
     Node& n = node(id);
-    outputs(id, n.agent->shard_written(key, copy.tier, copy.step));
+    outputs(id, n.agent->shard_written(key, its.copy.tier, its.copy.step));
   }
 
-  void write_later(NodeId id, const ActionKey& key, Copy copy, Tier tier, double seconds) {
-    copy.tier = tier;
+  void write_later(NodeId id, const ActionKey& key, Shard copy, Tier tier, double seconds) {
+    copy.copy.tier = tier;
     in(seconds * work_draws_.lognormal(0, 0.3), [this, id, key, copy, seconds, boot = node(id).boot] {
       Node& n = node(id);
       if (!n.agent || n.boot != boot || n.agent->epoch() != key.epoch) return;  // fenced: nobody wants it any more
       if (write(id, key, copy)) return written(id, key, copy);
       in(5, [this, id, key, copy, seconds, boot] {
-        if (node(id).agent && node(id).boot == boot) write_later(id, key, copy, copy.tier, seconds);
+        if (node(id).agent && node(id).boot == boot) write_later(id, key, copy, copy.copy.tier, seconds);
       });
     });
   }
 
-  bool write(NodeId id, const ActionKey& key, const Copy& copy) {
+  bool write(NodeId id, const ActionKey& key, const Shard& copy) {
     Node& n = node(id);
-    if (copy.tier == Tier::Peer) {
+    if (copy.copy.tier == Tier::Peer) {
       const NodeId buddy = buddy_of(id);
       if (buddy == id || !reachable(id) || !reachable(buddy)) return false;
       keep(node(buddy).memory, copy);
       return true;
     }
     if (n.disk_full_until_ns > now_ns_) return false;
-    if (copy.tier == Tier::Nvme) {
+    if (copy.copy.tier == Tier::Nvme) {
       keep(n.disk, copy);
       return true;
     }
@@ -766,13 +767,19 @@ class World {
       const State state = launcher_->controller().state();
       if (state == State::WaitingForHuman && reason != PageReason::SparesExhausted)
         with_launcher([&](Launcher& l) { l.tell(now_ns_, HumanCleared{}); });
-      if (state == State::WaitingForSpare && reason == PageReason::SparesExhausted) {
-        nodes_.emplace_back();
-        const auto id = static_cast<NodeId>(nodes_.size()) - 1;
-        start_agent(id);
-        with_launcher([&](Launcher& l) { l.tell(now_ns_, SpareReady{id, Temperature::Warm}); });
-      }
+      if (state == State::WaitingForSpare && reason == PageReason::SparesExhausted) bring_nodes();
     });
+  }
+
+  /// New machines, as many as are missing.
+  void bring_nodes() {
+    for (auto missing = std::count(shadow_.owners().begin(), shadow_.owners().end(), kNobody); missing > 0; --missing) {
+      nodes_.emplace_back();
+      const auto id = static_cast<NodeId>(nodes_.size()) - 1;
+      start_agent(id);
+      with_launcher([&](Launcher& l) { l.tell(now_ns_, SpareReady{id, Temperature::Warm}); });
+    }
+    call_human(PageReason::SparesExhausted);  // looks again: some may have failed at once
   }
 
   // ---- Mischief -----------------------------------------------------------------------------------
@@ -864,7 +871,7 @@ class World {
   void calm() {
     say("CALM");
     calm_ = true;
-    calm_step_ = newest_;
+    calm_step_ = newest_.step;
     loss_ = repeat_ = 0;
     crash_armed_ = false;
     store_down_until_ns_ = 0;
@@ -925,9 +932,9 @@ class World {
   std::set<ActionKey> repairs_;
 
   std::int64_t store_epoch_ = 0, store_down_until_ns_ = 0;
-  std::map<ActionKey, std::map<std::int64_t, Copy>> store_shards_;
+  std::map<ActionKey, std::map<std::int64_t, Shard>> store_shards_;
   std::map<std::int64_t, std::uint64_t> manifests_;
-  std::int64_t newest_ = 0;
+  StateCopy newest_;
 
   bool calm_ = false;
   std::int64_t calm_step_ = 0;

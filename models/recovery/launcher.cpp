@@ -83,7 +83,10 @@ void Launcher::note(const Event& event) {
       draining_.erase(answered->key);
     open_.erase(found);
   } else if (const auto* agree = std::get_if<HashesAgree>(&event)) {
-    if (const auto its = draining_.find(agree->key); its != draining_.end()) its->second.voted = true;
+    const auto found = draining_.find(agree->key);
+    if (found == draining_.end()) return;
+    found->second.voted = true;
+    forget_if_settled(agree->key);
   } else if (const auto* fired = std::get_if<TimerFired>(&event)) {
     std::erase_if(timers_, [&](const auto& timer) { return timer.second == fired->key; });
   } else if (const auto* repaired = std::get_if<NodeRepaired>(&event)) {
@@ -93,8 +96,15 @@ void Launcher::note(const Event& event) {
     const auto found = draining_.find(durable->key);
     if (found == draining_.end()) return;
     found->second.reported.insert(durable->tier);
-    if (durable->tier == std::get<TakeCheckpoint>(found->second.action.body).tier) draining_.erase(found);
+    forget_if_settled(durable->key);
   }
+}
+
+/// A checkpoint is settled when it is as deep as it must go and voted on.
+void Launcher::forget_if_settled(const ActionKey& key) {
+  const Draining& its = draining_.at(key);
+  const bool deep = its.reported.contains(std::get<TakeCheckpoint>(its.action.body).tier);
+  if (deep && (its.voted || !config_.controller.checkpoints.hash_vote)) draining_.erase(key);
 }
 
 void Launcher::dispatch(std::int64_t now_ns, const Action& action) {

@@ -105,6 +105,7 @@ class Launcher {
   void deliver(std::int64_t now_ns, const Event& event);
   void digest(std::int64_t now_ns, const Event& event);
   void note(const Event& event);
+  void forget_if_settled(const ActionKey& key);
   void dispatch(std::int64_t now_ns, const Action& action);
   void send_away(NodeId node, const Action& action);
   void open(std::int64_t now_ns, const Action& action, std::set<NodeId> nodes);

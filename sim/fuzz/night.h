@@ -86,7 +86,7 @@ struct NightKnobs {
 
   /// Mischief happens before this; then nothing does, and the job must get going again within calm_s.
   double mischief_ends_s = 3600;
-  double calm_s = 5 * 3600;
+  double calm_s = 9000;
 
   [[nodiscard]] std::int64_t spares() const { return hot_spares + warm_spares + cold_spares; }
   /// Slots whose shards make up one copy of the state.

@@ -82,10 +82,10 @@ class World {
   NightResult run() {
     set_the_stage();
     while (!queue_.empty() && !over_) {
-      const Entry entry = queue_.top();
+      now_ns_ = queue_.top().at_ns;
+      const Task task = std::move(const_cast<Entry&>(queue_.top()).task);  // the order does not look at it
       queue_.pop();
-      now_ns_ = entry.at_ns;
-      entry.task();
+      task();
     }
     result_.action_hash = XXH64_digest(hash_);
     return result_;

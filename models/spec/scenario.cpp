@@ -301,9 +301,10 @@ class ScenarioReader {
           fault.node < held, fmt::format("injected[{}].node", i), std::to_string(fault.node),
           fmt::format("{} nodes 0 to {}", only_step ? "the job holds" : "the run holds, spares included,", held - 1),
           "strike one of them");
-      rule.expect(!only_step || fault.kind != InjectedKind::NodeCrash, fmt::format("injected[{}].kind", i),
-                  "node_crash", "stops the job, and this scenario simulates one step only",
-                  "give duration_s and a recovery policy");
+      rule.expect(!only_step || fault.kind != InjectedKind::NodeCrash,
+                  fmt::format("injected[{}].{}", i, fault.mode ? "mode" : "kind"),
+                  fault.mode ? to_string(*fault.mode) : "node_crash",
+                  "stops the job, and this scenario simulates one step only", "give duration_s and a recovery policy");
       rule.expect(only_step || fault.at_s < out_.duration_s, fmt::format("injected[{}].at_s", i),
                   fmt::format("{:g}", fault.at_s),
                   fmt::format("strikes after the run has ended, at {:g} s", out_.duration_s),

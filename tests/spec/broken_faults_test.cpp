@@ -93,6 +93,16 @@ TEST_CASE("an injected fault has a kind or a mode") {
   expect(R"({"injected": [{"node": 0, "mode": "gpu_off_bus", "factor": 2}]})", {"injected[0].factor", "means nothing"});
 }
 
+TEST_CASE("a mode that stops the job needs a run over time") {
+  const Result<Scenario> one_step = parse_scenario(R"({ "schema": 1, "name": "s", "model": "models/tiny-llama.json",
+    "plan": { "sequence_length": 16, "global_batch_size": 1 }, "cluster": "clusters/two-racks.json",
+    "faults": {"injected": [{"node": 0, "mode": "gsp_hang"}]} })",
+                                                   kScenarios + "test.json");
+  REQUIRE_FALSE(one_step.ok());
+  CHECK(one_step.problems().front().path == "$.faults.injected[0].mode");
+  CHECK(one_step.problems().front().value == "gsp_hang");
+}
+
 TEST_CASE("a fleet is read, and its long-run rate is stated") {
   const FleetModel fleet = faults_of(kFleet).generator.fleet;
   CHECK(fleet.lemons.factor == 5);

@@ -403,6 +403,11 @@ ObjectReader& ObjectReader::objects(const char* key, const std::function<void(Ob
   return *this;
 }
 
+void ObjectReader::ignore_the_rest() {
+  if (object_ == nullptr) return;
+  for (const auto& [key, value] : object_->items()) known_.push_back(key);
+}
+
 void ObjectReader::finish() {
   if (object_ == nullptr) return;
   for (const auto& [key, value] : object_->items()) {

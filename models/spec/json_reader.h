@@ -93,6 +93,8 @@ class ObjectReader {
 
   /// A key that means nothing here, for a stated reason.
   void problem(const std::string& key, std::string rule, std::string fix);
+  /// All keys are known from here on: for an object that is wrong in what decides which keys it may have.
+  void ignore_the_rest();
   /// Unknown keys are problems. Call it last.
   void finish();
 

@@ -252,6 +252,7 @@ class ScenarioReader {
       append_located(problems_, validate(out_.policies[i], policies_[i].layers.front().path), policies_[i]);
     if (problems_.empty()) spares_fit();
     if (problems_.empty()) injected_faults_hit_something();
+    if (problems_.empty()) trace_covers_the_run();
     if (problems_.empty()) whole_run();
   }
 
@@ -300,14 +301,31 @@ class ScenarioReader {
           fault.node < held, fmt::format("injected[{}].node", i), std::to_string(fault.node),
           fmt::format("{} nodes 0 to {}", only_step ? "the job holds" : "the run holds, spares included,", held - 1),
           "strike one of them");
-      rule.expect(!only_step || fault.kind != InjectedKind::NodeCrash, fmt::format("injected[{}].kind", i),
-                  "node_crash", "stops the job, and this scenario simulates one step only",
-                  "give duration_s and a recovery policy");
+      rule.expect(!only_step || fault.kind != InjectedKind::NodeCrash,
+                  fmt::format("injected[{}].{}", i, fault.mode ? "mode" : "kind"),
+                  fault.mode ? to_string(*fault.mode) : "node_crash",
+                  "stops the job, and this scenario simulates one step only", "give duration_s and a recovery policy");
       rule.expect(only_step || fault.at_s < out_.duration_s, fmt::format("injected[{}].at_s", i),
                   fmt::format("{:g}", fault.at_s),
                   fmt::format("strikes after the run has ended, at {:g} s", out_.duration_s),
                   "strike earlier, or run longer");
     }
+  }
+
+  // Nodes or days that a trace knows nothing of would be faultless.
+  void trace_covers_the_run() {
+    if (out_.faults.generator.kind != GeneratorKind::Trace) return;
+    const FaultTrace& trace = out_.faults.generator.trace;
+    std::int64_t held = job_nodes();
+    for (const PolicySpec& policy : out_.policies) held = std::max(held, job_nodes() + policy.spare_nodes);
+    RuleChecker rule(path_of(faults_));
+    rule.expect(held <= trace.nodes, "generator.nodes", std::to_string(trace.nodes),
+                fmt::format("the run holds {} nodes, spares included, and node i of it is node i of the trace", held),
+                "run a smaller job, or use a fleet generator");
+    rule.expect(out_.duration_s <= trace.days * 86400, "generator.days", fmt::format("{:g}", trace.days),
+                fmt::format("the run lasts {:g} days, longer than the trace", out_.duration_s / 86400),
+                "shorten the run, or use a fleet generator");
+    append(rule.take(), faults_);
   }
 
   void whole_run() {
@@ -322,7 +340,9 @@ class ScenarioReader {
                   "give each policy a name of its own, as in { \"base\": \"...\", \"name\": \"other\" }");
     }
     const double gpu_hours = static_cast<double>(out_.cluster.gpus()) * out_.duration_s / 3600;
-    const double failures = out_.faults.total_rate_per_gpu_hour() * gpu_hours;
+    const double node_days = static_cast<double>(out_.cluster.nodes) * out_.duration_s / 86400;
+    const double failures =
+        out_.faults.total_rate_per_gpu_hour() * gpu_hours + out_.faults.generator.faults_per_node_day() * node_days;
     rule.expect(failures <= kMaxExpectedFailures, "faults", fmt::format("{:.3g} failures", failures),
                 fmt::format("more than {:g} failures are expected in this run, each of which is simulated",
                             kMaxExpectedFailures),

@@ -1,15 +1,13 @@
-// Rules of ClusterSpec, FaultSpec and PolicySpec.
+// Rules of ClusterSpec and PolicySpec.
 
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <set>
 #include <utility>
 
 #include <fmt/format.h>
 
 #include "models/spec/cluster_spec.h"
-#include "models/spec/fault_spec.h"
 #include "models/spec/json_reader.h"
 #include "models/spec/policy_spec.h"
 
@@ -34,34 +32,6 @@ Problems validate(const ClusterSpec& cluster, const std::string& path) {
     rule.expect(here > below && here % below == 0, fmt::format("tiers[{}].nodes_per_group", i), std::to_string(here),
                 fmt::format("must be a larger multiple of the tier below ({})", below),
                 "list tiers from the leaf up, whole groups inside groups");
-  }
-  return rule.take();
-}
-
-double FaultSpec::total_rate_per_gpu_hour() const {
-  double total = 0;
-  for (const FaultCause& cause : causes) total += cause.rate_per_gpu_hour;
-  return total;
-}
-
-Problems validate(const FaultSpec& faults, const std::string& path) {
-  RuleChecker rule(path);
-  std::set<std::string> names;
-  for (std::size_t i = 0; i < faults.causes.size(); ++i) {
-    const FaultCause& cause = faults.causes[i];
-    rule.expect(names.insert(cause.name).second, fmt::format("causes[{}].name", i), cause.name,
-                "names a cause a second time, and failures are counted by cause", "give each cause its own name");
-    rule.expect(cause.rate_per_gpu_hour >= 0 && cause.rate_per_gpu_hour <= 1, fmt::format("causes[{}]", i),
-                fmt::format("{:g} per GPU-hour", cause.rate_per_gpu_hour),
-                "must strike a GPU from 0 to 1 times an hour", "check count and gpu_hours, or the rate");
-  }
-  for (std::size_t i = 0; i < faults.injected.size(); ++i) {
-    const InjectedFault& fault = faults.injected[i];
-    const bool slows = fault.kind == InjectedKind::GpuSlow || fault.kind == InjectedKind::NicSlow;
-    rule.expect(!slows || fault.factor > 1, fmt::format("injected[{}].factor", i), fmt::format("{:g}", fault.factor),
-                "must be above 1 for a device that is slow", "say how many times slower it is");
-    rule.expect(slows || fault.factor == 1, fmt::format("injected[{}].factor", i), fmt::format("{:g}", fault.factor),
-                "means nothing for a fault that stops its device", "remove it, or use gpu_slow or nic_slow");
   }
   return rule.take();
 }

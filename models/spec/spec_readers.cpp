@@ -97,62 +97,6 @@ void read_cluster(ObjectReader& from, ClusterSpec& cluster) {
 
 namespace {
 
-void read_cause(ObjectReader& from, FaultCause& cause) {
-  from.require({"name", "scope", "source"});
-  from.text("name", cause.name)
-      .choice<FaultScope>("scope", cause.scope,
-                          {{"gpu", FaultScope::Gpu},
-                           {"node", FaultScope::Node},
-                           {"network", FaultScope::Network},
-                           {"job", FaultScope::Job}})
-      .text("source", cause.source)
-      .number("rate_per_gpu_hour", cause.rate_per_gpu_hour, {0, 1});
-  double count = 0, gpu_hours = 0;
-  from.number("count", count, {0, 1e12}).number("gpu_hours", gpu_hours, {1, 1e18});
-  const bool as_rate = from.has("rate_per_gpu_hour"), as_count = from.has("count") && from.has("gpu_hours");
-  const bool half_a_count = from.has("count") != from.has("gpu_hours");
-  if (as_rate == as_count || half_a_count) {
-    from.problem("rate_per_gpu_hour", "must be given either as it is, or as count and gpu_hours, and not as both",
-                 "keep one form");
-  } else if (as_count && gpu_hours > 0) {
-    cause.rate_per_gpu_hour = count / gpu_hours;
-  }
-}
-
-void read_injected(ObjectReader& from, InjectedFault& fault) {
-  from.require({"kind", "node"});
-  from.choice<InjectedKind>("kind", fault.kind,
-                            {{"gpu_slow", InjectedKind::GpuSlow},
-                             {"nic_slow", InjectedKind::NicSlow},
-                             {"link_down", InjectedKind::LinkDown},
-                             {"node_crash", InjectedKind::NodeCrash}})
-      .number("at_s", fault.at_s, {0, 1e10})
-      .optional_number("duration_s", fault.duration_s, {0, 1e10})
-      .integer("node", fault.node, {0, 10'000'000})
-      .integer("device", fault.device, {0, 1023})
-      .number("factor", fault.factor, {1, 1e6});
-}
-
-}  // namespace
-
-void read_faults(ObjectReader& from, FaultSpec& faults) {
-  std::string name;
-  from.text("name", name)
-      .objects("causes",
-               [&](ObjectReader& entry) {
-                 FaultCause cause;
-                 read_cause(entry, cause);
-                 faults.causes.push_back(cause);
-               })
-      .objects("injected", [&](ObjectReader& entry) {
-        InjectedFault fault;
-        read_injected(entry, fault);
-        faults.injected.push_back(fault);
-      });
-}
-
-namespace {
-
 void read_checkpoints(ObjectReader& from, CheckpointPolicy& checkpoints) {
   from.choice<CheckpointCadence>("cadence", checkpoints.cadence,
                                  {{"fixed", CheckpointCadence::Fixed},

@@ -113,7 +113,7 @@ std::optional<std::int64_t> PairedDifference::pairs_needed() const {
   const double in_deviations = deviation / std::abs(mean);
   double needed = 2;
   // The quantiles depend on the number that is sought; a few rounds settle it.
-  for (int i = 0; i < 20; ++i) {
+  for (int i = 0; i < 80; ++i) {
     const double degrees = std::max(1.0, needed - 1);
     const double factor = student_t_quantile(kUpper, degrees) + student_t_quantile(kPower, degrees);
     const double next = std::ceil(std::clamp(factor * factor * in_deviations * in_deviations, 2.0, kMostPairs));

@@ -108,6 +108,17 @@ int export_sweep(const std::string& selector, const std::string& target, const C
   return problems.empty() ? static_cast<int>(kOk) : fail(problems, context);
 }
 
+// Sweeps are not runs: whoever lists the one shall hear of the other.
+void note_sweeps(const Context& context) {
+  Result<store::SweepReader> opened = open_sweeps(context);
+  if (!opened || context.quiet) return;
+  store::SweepReader reader = std::move(opened).value();
+  const Result<std::vector<store::SweepRow>> sweeps = reader.sweeps();
+  if (sweeps && !sweeps.value().empty())
+    std::cerr << fmt::format("and {} sweep{}: `trainyard run list --sweeps`\n", sweeps.value().size(),
+                             sweeps.value().size() == 1 ? "" : "s");
+}
+
 int list_runs(const Context& context) {
   Result<store::RunReader> opened = open_store(context);
   if (!opened) return fail(opened.problems(), context);
@@ -123,7 +134,10 @@ int list_runs(const Context& context) {
   }
   if (context.json) {
     std::cout << all.dump(2) << "\n";
-  } else if (rows.empty()) {
+    return kOk;
+  }
+  note_sweeps(context);
+  if (rows.empty()) {
     std::cerr << "no runs yet: try `trainyard sim run scenarios/01-grok1-100k-week.json`\n";
   } else {
     std::cout << table({"id", "name", "kind", "status", "seed", "commit", "trace"}, rows, 0);

@@ -110,17 +110,27 @@ class Axis {
     }
     out += ".";
     if (key_ == "spare_nodes") out += spares_text();
-    if (const json at = edge(); !at.is_null())
-      out += fmt::format(" It is the {} value tried: {} ones may be better.", at.get<std::string>(),
-                         at == "lowest" ? "lower" : "higher");
-    return out;
+    return out + edge_text();
+  }
+
+  [[nodiscard]] std::string edge_text() const {
+    const json at = edge();
+    if (at.is_null()) return "";
+    if (key_ == "spare_nodes" && at == "lowest") return " It is the lowest value tried: fewer may do.";
+    return fmt::format(" It is the {} value tried: {} ones may be better.", at.get<std::string>(),
+                       at == "lowest" ? "lower" : "higher");
   }
 
   [[nodiscard]] std::string spares_text() const {
     std::int64_t fewest = points_[chosen_].written.is_number() ? static_cast<std::int64_t>(points_[chosen_].value) : 0;
     for (const store::SweepCell& cell : cells(chosen_)) fewest = std::min(fewest, cell.spares_fewest);
-    return fewest > 0 ? fmt::format(" At the worst moment {} of them were free.", fewest)
-                      : " At the worst moment none was free.";
+    double pages = 0;
+    for (const store::SweepCell& cell : cells(chosen_)) pages += static_cast<double>(cell.pages);
+    std::string out = fewest > 0 ? fmt::format(" At the worst moment {} of them were free", fewest)
+                                 : std::string(" At the worst moment none was free");
+    if (pages > 0)
+      out += fmt::format("; a human was paged {:.2g} times a run", pages / static_cast<double>(cells(chosen_).size()));
+    return out + ".";
   }
 
   const SweepTable& table_;

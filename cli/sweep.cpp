@@ -187,7 +187,8 @@ void add_sim_sweep(CLI::App& sim, Context& context) {
   sweep->add_option("--seeds", options->seeds, "Seeds of each variation (default: the sweep's, else 20)")
       ->check(CLI::Range(std::int64_t{1}, kMaxSweepSeeds));
   sweep->add_option("--seed", options->seed, "First seed, instead of the sweep's or the scenario's")->check(check_seed);
-  sweep->add_option("--vary", options->vary, "A key of every policy with its values: key=v1,v2,...; may be repeated");
+  sweep->add_option("--vary", options->vary, "A key of every policy with its values: key=v1,v2,...; may be repeated")
+      ->allow_extra_args(false);
   sweep->add_option("--jobs", options->jobs, "Simulations at a time (default: one per processor)")
       ->check(CLI::Range(0, 4096));
   sweep->add_option("--shard", options->shard.shard,

@@ -109,7 +109,7 @@ int interrupted_status(const Yard& yard, int signal) {
 
 TEST_CASE("a cell of a sweep is the run of its seed", "[cli][sweep]") {
   const Yard yard;
-  const Outcome swept = yard.run("sim sweep " + kScenario + " --seeds 2 --seed 8 --json -q");
+  const Outcome swept = yard.run("sim sweep --vary spare_nodes=4 " + kScenario + " --seeds 2 --seed 8 --json -q");
   REQUIRE(swept.code == 0);
   const auto report = nlohmann::json::parse(swept.out);
   CHECK(report["first_seed"] == 8);
@@ -120,7 +120,7 @@ TEST_CASE("a cell of a sweep is the run of its seed", "[cli][sweep]") {
         nlohmann::json::parse(yard.run("sim run " + kScenario + " --json --no-store -q --seed " + seed).out);
     for (const auto& policy : run["policies"]) {
       const std::size_t at = std::string(seed) == "8" ? 0 : 1;
-      const std::string name = policy["policy"];
+      const std::string name = policy["policy"].get<std::string>() + ",spare_nodes=4";
       CHECK(column(csv, "seed", name)[at] == seed);
       CHECK(column(csv, "trace_hash", name)[at] == policy["trace_hash"]);
       CHECK(std::stod(column(csv, "effective_training_time", name)[at]) ==

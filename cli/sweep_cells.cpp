@@ -80,6 +80,31 @@ Problems check_inputs(const Sweep& sweep, const Job& job, StepMemo& memo) {
   return out;
 }
 
+// Inputs of this many runs are in memory at a time.
+constexpr std::size_t kBatch = 4096;
+
+Problems simulate_batch(const std::vector<SweepCells::Key>& batch, const Job& job, int jobs, StepMemo& memo,
+                        Progress& progress, SweepCells& cells) {
+  std::vector<RunInput> inputs;
+  for (const auto& [variation, seed] : batch) {
+    inputs.push_back(run_input(job, job.scenario.policies[variation], memo));
+    inputs.back().seed = seed;
+  }
+  Problems not_stored;
+  RunPool pool;
+  pool.processes = jobs;
+  pool.keep = false;
+  pool.on_result = [&](std::size_t i, const RunResult& run) {
+    if (not_stored.empty()) not_stored = cells.add(batch[i].first, cell_of(run));
+    if (!not_stored.empty()) request_stop();  // there is no use in going on
+    progress.step();
+  };
+  pool.on_wait = [&] { progress.tick(); };
+  const Result<std::vector<RunResult>> ended = run_many(inputs, pool);
+  if (!not_stored.empty()) return not_stored;
+  return ended ? Problems{} : ended.problems();
+}
+
 }  // namespace
 
 Result<store::NewSweep> describe(const Sweep& sweep, const Job& job) {
@@ -197,25 +222,15 @@ Problems simulate(const Sweep& sweep, const Job& job, const SweepSimulation& opt
   const Result<StepResult> step = memo.simulate({}, false);
   if (!step) return step.problems();
   memo.set_healthy(step.value());
-  std::vector<RunInput> inputs;
-  for (const auto& [variation, seed] : missing) {
-    inputs.push_back(run_input(job, job.scenario.policies[variation], memo));
-    inputs.back().seed = seed;
-  }
   Progress progress("simulating cells", missing.size(), options.progress);
-  Problems not_stored;
-  RunPool pool;
-  pool.processes = options.jobs;
-  pool.keep = false;
-  pool.on_result = [&](std::size_t i, const RunResult& run) {
-    if (not_stored.empty()) not_stored = cells.add(missing[i].first, cell_of(run));
-    if (!not_stored.empty()) request_stop();  // there is no use in going on
-    progress.step();
-  };
-  pool.on_wait = [&] { progress.tick(); };
-  const Result<std::vector<RunResult>> ended = run_many(inputs, pool);
-  if (!not_stored.empty()) return not_stored;
-  return ended ? Problems{} : ended.problems();
+  for (std::size_t begin = 0; begin < missing.size(); begin += kBatch) {
+    const std::vector<SweepCells::Key> batch(
+        missing.begin() + static_cast<std::ptrdiff_t>(begin),
+        missing.begin() + static_cast<std::ptrdiff_t>(std::min(begin + kBatch, missing.size())));
+    if (Problems problems = simulate_batch(batch, job, options.jobs, memo, progress, cells); !problems.empty())
+      return problems;
+  }
+  return {};
 }
 
 }  // namespace trainyard::cli

@@ -216,8 +216,9 @@ Result<std::vector<SweepCell>> SweepReader::cells(std::int64_t sweep_id) {
     Statement rows = database_.prepare(
         "SELECT variation, seed, effective_training_time, failures, recoveries, recovery_median_s, recovery_mean_s, "
         "recovery_p99_s, lost_work_ns, bands, checkpoint_interval_s, checkpoints, steps_done, steps_committed, pages, "
-        "spares_configured, spares_fewest, spares_mean, waiting_for, trace_hash FROM sweep_cells WHERE sweep_id = ?");
-    rows.with(sweep_id);
+        "spares_configured, spares_fewest, spares_mean, waiting_for, trace_hash FROM sweep_cells WHERE sweep_id = ? "
+        "AND variation BETWEEN 0 AND (SELECT count(*) - 1 FROM sweep_variations WHERE sweep_id = ?)");
+    rows.with(sweep_id, sweep_id);
     while (rows.next()) cells.push_back(read_cell(rows));
   }
   if (database_.failed()) return database_.problems();

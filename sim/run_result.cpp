@@ -50,6 +50,7 @@ const char* to_string(Band band) {
     case Band::LostWork: return "lost_work";
     case Band::Detect: return "detect";
     case Band::Decide: return "decide";
+    case Band::Drain: return "drain";
     case Band::Fence: return "fence";
     case Band::Allocate: return "allocate";
     case Band::WaitForSpare: return "wait_for_spare";

@@ -20,6 +20,7 @@ enum class Band : std::uint8_t {
   LostWork,          // steps, at the healthy step time, that a failure undid
   Detect,            // from the fault to the controller's first symptom
   Decide,
+  Drain,  // a planned restart: standing still until the state is safe
   Fence,
   Allocate,
   WaitForSpare,

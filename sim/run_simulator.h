@@ -49,6 +49,8 @@ struct RunInput {
   PolicySpec policy;
   /// The job holds nodes 0..job_nodes-1; the policy's spares follow.
   std::int64_t job_nodes = 0;
+  /// Data-parallel replicas that hold whole nodes each; 1 where they do not.
+  std::int64_t replicas = 1;
   double duration_s = 0;
   std::uint64_t seed = 1;
   StepTimes step_times;

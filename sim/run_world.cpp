@@ -19,6 +19,7 @@ using recovery::Action;
 using recovery::ActionKey;
 using recovery::Answered;
 using recovery::Controller;
+using recovery::kNobody;
 using recovery::Outcome;
 using recovery::State;
 
@@ -41,6 +42,7 @@ Band band_of(recovery::Phase phase) {
   switch (phase) {
     case recovery::Phase::Detect: return Band::Detect;
     case recovery::Phase::Decide: return Band::Decide;
+    case recovery::Phase::Drain: return Band::Drain;
     case recovery::Phase::Fence: return Band::Fence;
     case recovery::Phase::Allocate: return Band::Allocate;
     case recovery::Phase::WaitForSpare: return Band::WaitForSpare;
@@ -78,8 +80,11 @@ RunWorld::RunWorld(const RunInput& input, sg4::Host* host)
     : input_(input),
       duration_ns_(to_ns(input.duration_s)),
       held_nodes_(input.job_nodes + input.policy.spare_nodes),
-      controller_config_(recovery::controller_config(input.policy, input.job_nodes, nodes_per_domain(input.cluster),
-                                                     checkpoint_interval_s(input))),
+      controller_config_(
+          recovery::controller_config(input.policy, {input.job_nodes, nodes_per_domain(input.cluster), input.replicas},
+                                      checkpoint_interval_s(input),
+                                      mean_time_between_failures_s(input.faults.total_rate_per_gpu_hour(),
+                                                                   input.job_nodes * input.cluster.gpus_per_node))),
       controller_(controller_config_),
       injector_("fault injector", host, [this](std::int64_t at_ns) { advance(at_ns); }),
       cluster_("cluster", host, [this](std::int64_t at_ns) { advance(at_ns); }),
@@ -239,7 +244,7 @@ void RunWorld::strike_job(std::size_t cause) {
 }
 
 void RunWorld::strike_node(NodeId node, std::size_t cause, Damage damage) {
-  if (node == Controller::kNobody || out_of_order(node)) return;  // nothing left to break
+  if (node == kNobody || out_of_order(node)) return;  // nothing left to break
   count_failure(cause, node);
   const std::int64_t symptom_after_ns = damage.symptom_after_ns;
   // A broken cable hurts only who uses it: with no ranks up, it shows when communicators are built.
@@ -625,6 +630,16 @@ void RunWorld::perform(const recovery::Eject& eject, const ActionKey& key) {
     trace_.add(now_ns_, RunEventKind::Repaired, node, "");
     tell(recovery::NodeRepaired{key, node});
   });
+}
+
+void RunWorld::perform(const recovery::HeatSpare&, const ActionKey& key) {
+  tell(Answered{key, Outcome::Acted, std::nullopt});
+}
+
+void RunWorld::perform(const recovery::ReturnToRepair&, const ActionKey&) {}
+
+void RunWorld::perform(const recovery::TestNode&, const ActionKey& key) {
+  tell(Answered{key, Outcome::Acted, std::nullopt});
 }
 
 void RunWorld::perform(const recovery::TakeCheckpoint&, const ActionKey& key) {

@@ -104,6 +104,9 @@ class RunWorld {
   void perform(const recovery::Eject& eject, const recovery::ActionKey& key);
   void perform(const recovery::PageHuman& page, const recovery::ActionKey& key);
   void perform(const recovery::FileLedger& file, const recovery::ActionKey& key);
+  void perform(const recovery::HeatSpare& heat, const recovery::ActionKey& key);
+  void perform(const recovery::ReturnToRepair& back, const recovery::ActionKey& key);
+  void perform(const recovery::TestNode& test, const recovery::ActionKey& key);
   void perform(const recovery::TakeCheckpoint& take, const recovery::ActionKey& key);
   void perform(const recovery::Fence& fence, const recovery::ActionKey& key);
   void perform(const recovery::PromoteSpare& promote, const recovery::ActionKey& key);

@@ -14,8 +14,10 @@
 #include <utility>
 #include <vector>
 
+#include "models/recovery/checkpoint_book.h"
 #include "models/recovery/ledger.h"
 #include "models/recovery/messages.h"
+#include "models/recovery/roster.h"
 #include "models/recovery/suspicion.h"
 #include "models/spec/policy_spec.h"
 
@@ -31,21 +33,36 @@ struct Deadlines {
   std::int64_t first_step_ns = 0;
   /// From TakeCheckpoint to CheckpointDurable; then the checkpoint is given up.
   std::int64_t checkpoint_ns = 0;
+  /// Heating a spare, or testing a repaired node: then it is asked for again.
+  std::int64_t upkeep_ns = 600'000'000'000;
+};
+
+/// What is done about a node that slows the job down.
+struct StragglerPolicy {
+  /// Replaced when the job's steps take at least this many times as long as they should; 0: tolerated.
+  double replace_at_slowdown = 0;
+  /// ... for this long without a break.
+  std::int64_t patience_ns = 0;
 };
 
 struct ControllerConfig {
   std::int64_t incarnation = 1;
-  /// owners[slot] is the node that holds the slot's logical ranks.
-  std::vector<NodeId> owners;
-  std::vector<NodeId> spares;
-  /// Node n lies in failure domain n / nodes_per_domain (a leaf switch).
-  std::int64_t nodes_per_domain = 1;
+  RosterConfig roster;
+  CheckpointConfig checkpoints;
+  StragglerPolicy stragglers;
+  /// Hot spares to keep, by heating others; the rest stay as they are.
+  std::int64_t hot_spares = 0;
+  /// While the job is shrunk: how long a whole replica of hot spares waits before it joins.
+  std::int64_t regrow_patience_ns = 0;
+  /// How long before a node's maintenance the job is moved off it.
+  std::int64_t maintenance_lead_ns = 600'000'000'000;
+  /// A node whose ranks exit this often within the window is blamed itself.
+  std::int64_t exits_before_blame = 2;
+  std::int64_t exit_window_ns = 3'600'000'000'000;
+  /// Repaired nodes are tested before they may hold ranks again.
+  bool readmission_test = true;
   /// Time given to gather symptoms before suspects are named.
   std::int64_t diagnosis_ns = 0;
-  /// From the end of one snapshot, or from Resume, to the next; 0: no checkpoints.
-  std::int64_t checkpoint_interval_ns = 0;
-  std::int64_t max_ejections_per_domain = 8;
-  std::int64_t ejection_window_ns = 3'600'000'000'000;
   /// Recoveries in a row that blame no node and reach no checkpoint, before a human is paged.
   std::int64_t max_barren_attempts = 5;
   /// After a page that no window will lift by itself: try again after this long.
@@ -53,15 +70,26 @@ struct ControllerConfig {
   Deadlines deadlines;
 };
 
-/// The controller's knobs of a policy, for a job on nodes 0..job_nodes-1 with the policy's
-/// spares behind them. Deadlines are twice what the policy expects of the world plus the
+/// What the controller must know of the job that it cares for.
+struct JobShape {
+  /// The job starts on nodes 0..nodes-1; the policy's spares follow.
+  std::int64_t nodes = 1;
+  std::int64_t nodes_per_domain = 1;
+  /// Data-parallel replicas that hold whole nodes each, nodes in order; 1: the job cannot shrink.
+  std::int64_t replicas = 1;
+};
+
+/// The controller's knobs of a policy. Deadlines are twice what the policy expects of the world plus the
 /// detection timeout plus a minute: longer than any layer below them, so that symptoms come first.
-ControllerConfig controller_config(const PolicySpec& policy, std::int64_t job_nodes, std::int64_t nodes_per_domain,
-                                   double checkpoint_interval_s);
+/// `checkpoint_interval_s` is what the policy's cadence starts from, `expected_mtbf_s` what an adaptive one expects.
+ControllerConfig controller_config(const PolicySpec& policy, const JobShape& job, double checkpoint_interval_s,
+                                   double expected_mtbf_s);
 
 enum class State : std::uint8_t {
   Idle,
   Running,
+  Draining,
+  Holding,
   Deciding,
   Fencing,
   WaitingForHuman,
@@ -72,14 +100,22 @@ enum class State : std::uint8_t {
   Loading,
   WarmingUp,
 };
+inline constexpr int kStateCount = static_cast<int>(State::WarmingUp) + 1;
 const char* to_string(State state);
-/// The ledger's phase that time in this state is booked to; none in Idle and Running.
+/// The ledger's phase that time in this state is booked to; none while the job trains or is idle.
 std::optional<Phase> phase_of(State state);
+
+/// A row of the transition table: in `from`, an event of this kind may lead to `to`.
+struct Transition {
+  State from;
+  const char* event;  // kind_of(event)
+  State to;
+};
+/// All that can happen between two different states.
+const std::vector<Transition>& transition_table();
 
 class Controller {
  public:
-  static constexpr NodeId kNobody = -1;
-
   explicit Controller(ControllerConfig config);
 
   /// The one entry. `now_ns` must not run backwards. Every event is acceptable in every
@@ -88,12 +124,14 @@ class Controller {
 
   [[nodiscard]] State state() const { return state_; }
   [[nodiscard]] std::int64_t epoch() const { return epoch_; }
-  [[nodiscard]] const std::vector<NodeId>& owners() const { return owners_; }
+  [[nodiscard]] std::int64_t incarnation() const { return config_.incarnation; }
+  [[nodiscard]] const std::vector<NodeId>& owners() const { return roster_.owners(); }
   /// The slot that the node holds, if any.
-  [[nodiscard]] std::optional<std::int64_t> slot_of(NodeId node) const;
-  [[nodiscard]] const std::set<NodeId>& spares() const { return spares_; }
+  [[nodiscard]] std::optional<std::int64_t> slot_of(NodeId node) const { return roster_.slot_of(node); }
+  [[nodiscard]] const std::map<NodeId, Temperature>& spares() const { return roster_.spares(); }
+  [[nodiscard]] std::vector<std::int64_t> active_replicas() const { return roster_.active_replicas(); }
   /// All steps up to this one survive whatever happens.
-  [[nodiscard]] std::int64_t durable_step() const { return durable_step_; }
+  [[nodiscard]] std::int64_t durable_step() const { return book_.durable_step(); }
   /// All steps up to this one are done by ranks that may commit; not all need be durable.
   [[nodiscard]] std::int64_t steps_done() const { return steps_done_; }
 
@@ -106,6 +144,14 @@ class Controller {
   void handle(const HeartbeatLost& event);
   void handle(const CommunicatorError& event);
   void handle(const XidReported& event);
+  void handle(const RankExited& event);
+  void handle(const Straggling& event);
+  void handle(const StragglingOver& event);
+  void handle(const MaintenanceDue& event);
+  void handle(const HashesAgree& event);
+  void handle(const HashesDiffer& event);
+  void handle(const StateFound& event);
+  void handle(const TookOver& event);
   void handle(const StepsDone& event);
   void handle(const CheckpointDurable& event);
   void handle(const SpareReady& event);
@@ -118,33 +164,52 @@ class Controller {
   void job_symptom(std::int64_t last_seen_ns);
   void restart_after_failure(std::optional<NodeId> culprit);
 
+  void plan_restart();
+  [[nodiscard]] bool regrowth_due() const;
+  void begin_draining();
+  void drain_answered(Outcome outcome);
+  void begin_holding();
+  void begin_deciding_from_drain();
+
   void begin_deciding();
   void begin_fencing();
   void place();
   bool eject_suspects();
   void fill_empty_slots();
+  void fill_from(Temperature at_least);
   void wait_for_human(PageReason reason, std::optional<std::int64_t> domain, std::int64_t retry_at_ns);
   void wait_for_spare();
   void begin_phase(State state, ActionBody request, std::int64_t deadline_ns);
+  void begin_starting();
+  void begin_loading();
   void phase_done();
+  void phase_timer_fired();
   void begin_running();
 
-  void eject(NodeId node);
-  void eject_doomed_spares();
+  void eject_owner(NodeId node);
   void promote(NodeId node, std::int64_t slot);
-  void add_spare(NodeId node);
+  void admit_spare(NodeId node, Temperature temperature);
+  void test(NodeId node, bool thorough);
+  void test_answered(NodeId node, Outcome outcome);
 
+  [[nodiscard]] bool training() const { return state_ == State::Running || state_ == State::Draining; }
   void arm_checkpoint_timer();
   void take_checkpoint();
   void checkpoint_answered(const Answered& answer);
-  void drop_checkpoint();
+  void resume_checkpoints();
+  void checkpoint_accepted(const ActionKey& key, const CheckpointBook::Accepted& accepted);
+
+  // Upkeep: what is due some time, whatever the job does meanwhile.
+  void upkeep();
+  bool upkeep_answered(const Answered& answer);
+  void eject_doomed_spares();
+  void heat_spares();
+  void repeat_tests();
+  void due_at(std::int64_t at_ns);
 
   ActionKey emit(ActionBody body);
   void enter(State state);
-  void page(PageReason reason, std::optional<std::int64_t> domain);
-  [[nodiscard]] std::int64_t domain_of(NodeId node) const { return node / config_.nodes_per_domain; }
-  /// When the bound lets the domain lose one more node; <= now: at once.
-  std::int64_t ejection_allowed_at_ns(std::int64_t domain);
+  void page(PageReason reason, std::optional<std::int64_t> subject);
   /// Processes of the current epoch may exist.
   [[nodiscard]] bool ranks_may_exist() const;
 
@@ -155,39 +220,54 @@ class Controller {
   std::int64_t next_id_ = 1;
 
   // Who is where.
-  std::vector<NodeId> owners_;
-  std::map<NodeId, std::int64_t> slot_of_;
-  std::set<std::int64_t> empty_slots_;
+  Roster roster_;
   /// Promoted, not yet confirmed: asked again after every fence.
   std::set<std::int64_t> unconfirmed_slots_;
-  std::set<NodeId> spares_;
   /// Spares that failed, to be ejected when their domain's bound allows.
   std::set<NodeId> doomed_spares_;
-  std::map<NodeId, ActionKey> ejected_;
-  std::map<std::int64_t, std::deque<std::int64_t>> ejection_times_ns_;
+  struct Asked {
+    ActionKey key;
+    std::int64_t again_at_ns = 0;
+    bool thorough = false;
+  };
+  std::map<NodeId, Asked> heating_;
+  std::map<NodeId, Asked> testing_;
 
   // What is being asked.
   std::map<ActionKey, NodeId> outstanding_;  // the node asked, kNobody for all of them
   ActionKey phase_timer_;
-  ActionKey doomed_timer_;
+  ActionKey upkeep_timer_;
+  std::int64_t upkeep_at_ns_ = 0;
   std::set<std::pair<PageReason, std::int64_t>> paged_;  // in this recovery
 
   // Whom to blame.
   Suspicion suspicion_;
   std::set<NodeId> suspects_;  // owners named by a verdict, to be ejected after the fence
+  std::map<NodeId, std::deque<std::pair<std::int64_t, std::int64_t>>> exits_;  // when, and in which epoch
   std::int64_t barren_attempts_ = 0;
   /// Every owner answered after this time; older symptoms are stale.
   std::int64_t alive_since_ns_ = 0;
   std::int64_t running_since_ns_ = 0;
 
+  // What is planned.
+  std::map<NodeId, std::int64_t> straggling_since_ns_;
+  std::map<NodeId, std::int64_t> maintenance_at_ns_;
+  std::set<NodeId> leaving_;  // to be replaced at the planned restart
+  std::optional<std::int64_t> regrow_since_ns_;
+  ActionKey drain_;
+  std::int64_t next_plan_ns_ = 0;
+
   // What has been trained.
+  CheckpointBook book_;
+  std::pair<Tier, std::int64_t> loaded_;
   std::int64_t steps_done_ = 0;
-  std::int64_t durable_step_ = 0;
   bool ranks_training_ = false;
-  std::optional<ActionKey> checkpoint_;
+  std::int64_t trained_ns_ = 0;
+  std::int64_t training_since_ns_ = 0;
+  std::int64_t failures_ = 0;
   bool checkpoint_due_ = false;
   ActionKey checkpoint_timer_;
-  ActionKey checkpoint_deadline_;
+  std::map<ActionKey, ActionKey> checkpoint_deadlines_;  // timer, checkpoint
 
   LedgerBook ledger_;
   std::vector<Action> actions_;

@@ -12,6 +12,7 @@ const char* to_string(Phase phase) {
   switch (phase) {
     case Phase::Detect: return "detect";
     case Phase::Decide: return "decide";
+    case Phase::Drain: return "drain";
     case Phase::Fence: return "fence";
     case Phase::Allocate: return "allocate";
     case Phase::WaitForSpare: return "wait_for_spare";
@@ -43,12 +44,14 @@ void LedgerBook::open(std::int64_t last_seen_ns, std::int64_t now_ns, Phase firs
   open_ = true;
   ledger_ = RecoveryLedger{};
   ledger_.attempts = 1;
-  ledger_.spans.push_back({Phase::Detect, 1, std::min(last_seen_ns, now_ns), now_ns});
+  if (last_seen_ns < now_ns) ledger_.spans.push_back({Phase::Detect, 1, last_seen_ns, now_ns});
   ledger_.spans.push_back({first, 1, now_ns, now_ns});
 }
 
 void LedgerBook::enter(std::int64_t now_ns, Phase phase) {
   TY_CHECK(open_, "a phase belongs to a recovery");
+  const PhaseSpan& current = ledger_.spans.back();
+  if (current.phase == phase && current.begin_ns == now_ns) return;  // it has just been opened there
   end_span(now_ns);
   if (phase == Phase::Decide) ++ledger_.attempts;
   ledger_.spans.push_back({phase, ledger_.attempts, now_ns, now_ns});

@@ -18,6 +18,7 @@ namespace trainyard::recovery {
 enum class Phase : std::uint8_t {
   Detect,         // last sign of life to first symptom
   Decide,         // gathering symptoms, naming suspects
+  Drain,          // a planned restart: standing still until the state is safe
   Fence,          // stopping the old ranks
   Allocate,       // bringing spares into the job
   WaitForSpare,   // none left: waiting for a repaired node

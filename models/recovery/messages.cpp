@@ -1,8 +1,9 @@
 #include "models/recovery/messages.h"
 
-#include <type_traits>
+#include <array>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 namespace trainyard::recovery {
 namespace {
@@ -14,14 +15,23 @@ std::string optional_text(const std::optional<std::int64_t>& value) { return val
 std::string body_text(const SetTimer& a) { return fmt::format("set_timer at_ns={}", a.at_ns); }
 std::string body_text(const Fence&) { return "fence"; }
 std::string body_text(const Eject& a) { return fmt::format("eject node={} slot={}", a.node, optional_text(a.slot)); }
+std::string body_text(const ReturnToRepair& a) { return fmt::format("return_to_repair node={}", a.node); }
 std::string body_text(const PromoteSpare& a) { return fmt::format("promote_spare node={} slot={}", a.node, a.slot); }
-std::string body_text(const StartProcesses&) { return "start_processes"; }
+std::string body_text(const StartProcesses& a) {
+  return fmt::format("start_processes replicas={}", fmt::join(a.replicas, ","));
+}
 std::string body_text(const BuildCommunicators&) { return "build_communicators"; }
-std::string body_text(const LoadState& a) { return fmt::format("load_state step={}", a.step); }
+std::string body_text(const LoadState& a) {
+  return fmt::format("load_state step={} tier={}", a.step, to_string(a.tier));
+}
 std::string body_text(const Resume& a) { return fmt::format("resume step={}", a.step); }
-std::string body_text(const TakeCheckpoint&) { return "take_checkpoint"; }
+std::string body_text(const TakeCheckpoint& a) {
+  return fmt::format("take_checkpoint tier={} hold={}", to_string(a.tier), a.hold);
+}
+std::string body_text(const HeatSpare& a) { return fmt::format("heat_spare node={}", a.node); }
+std::string body_text(const TestNode& a) { return fmt::format("test_node node={} thorough={}", a.node, a.thorough); }
 std::string body_text(const PageHuman& a) {
-  return fmt::format("page_human reason={} domain={}", to_string(a.reason), optional_text(a.domain));
+  return fmt::format("page_human reason={} subject={}", to_string(a.reason), optional_text(a.subject));
 }
 std::string body_text(const FileLedger& a) {
   std::string text = fmt::format("file_ledger epoch={} attempts={} restored_step={}", a.ledger.epoch, a.ledger.attempts,
@@ -42,13 +52,35 @@ std::string event_text(const CommunicatorError& e) {
 std::string event_text(const XidReported& e) {
   return fmt::format("xid_reported node={} gpu={} xid={} last_seen_ns={}", e.node, e.gpu, e.xid, e.last_seen_ns);
 }
+std::string event_text(const RankExited& e) {
+  return fmt::format("rank_exited epoch={} node={} last_seen_ns={}", e.epoch, e.node, e.last_seen_ns);
+}
+std::string event_text(const Straggling& e) {
+  return fmt::format("straggling epoch={} node={} slowdown={:a}", e.epoch, e.node, e.slowdown);
+}
+std::string event_text(const StragglingOver& e) { return fmt::format("straggling_over node={}", e.node); }
+std::string event_text(const MaintenanceDue& e) {
+  return fmt::format("maintenance_due node={} at_ns={}", e.node, e.at_ns);
+}
+std::string event_text(const HashesAgree& e) { return fmt::format("hashes_agree key={}", key_text(e.key)); }
+std::string event_text(const HashesDiffer& e) {
+  std::string text = fmt::format("hashes_differ key={} votes=", key_text(e.key));
+  for (const auto& [node, hash] : e.votes) text += fmt::format("{}:{:016x},", node, hash);
+  return text;
+}
+std::string event_text(const StateFound& e) {
+  return fmt::format("state_found epoch={} tier={} step={}", e.epoch, to_string(e.tier), e.step);
+}
+std::string event_text(const TookOver& e) { return fmt::format("took_over incarnation={}", e.incarnation); }
 std::string event_text(const StepsDone& e) {
   return fmt::format("steps_done epoch={} steps={}..{}", e.epoch, e.first, e.last);
 }
 std::string event_text(const CheckpointDurable& e) {
-  return fmt::format("checkpoint_durable key={} step={}", key_text(e.key), e.step);
+  return fmt::format("checkpoint_durable key={} step={} tier={}", key_text(e.key), e.step, to_string(e.tier));
 }
-std::string event_text(const SpareReady& e) { return fmt::format("spare_ready node={}", e.node); }
+std::string event_text(const SpareReady& e) {
+  return fmt::format("spare_ready node={} temperature={}", e.node, to_string(e.temperature));
+}
 std::string event_text(const NodeRepaired& e) {
   return fmt::format("node_repaired key={} node={}", key_text(e.key), e.node);
 }
@@ -60,6 +92,36 @@ std::string event_text(const Answered& e) {
 std::string event_text(const HumanCleared&) { return "human_cleared"; }
 
 }  // namespace
+
+const char* to_string(Tier tier) {
+  switch (tier) {
+    case Tier::Device: return "device";
+    case Tier::Host: return "host";
+    case Tier::Peer: return "peer";
+    case Tier::Nvme: return "nvme";
+    case Tier::Remote: return "remote";
+  }
+  return "?";
+}
+
+const char* to_string(Temperature temperature) {
+  switch (temperature) {
+    case Temperature::Hot: return "hot";
+    case Temperature::Warm: return "warm";
+    case Temperature::Cold: return "cold";
+  }
+  return "?";
+}
+
+const char* kind_of(const Event& event) {
+  constexpr std::array kNames = {"launched",     "heartbeat_lost",     "communicator_error", "xid_reported",
+                                 "rank_exited",  "straggling",         "straggling_over",    "maintenance_due",
+                                 "hashes_agree", "hashes_differ",      "state_found",        "took_over",
+                                 "steps_done",   "checkpoint_durable", "spare_ready",        "node_repaired",
+                                 "timer_fired",  "answered",           "human_cleared"};
+  static_assert(kNames.size() == kEventKinds);
+  return kNames[event.index()];
+}
 
 const char* to_string(Outcome outcome) {
   switch (outcome) {
@@ -75,6 +137,7 @@ const char* to_string(PageReason reason) {
     case PageReason::SparesExhausted: return "spares_exhausted";
     case PageReason::EjectionBound: return "ejection_bound";
     case PageReason::NoProgress: return "no_progress";
+    case PageReason::NodeRetired: return "node_retired";
   }
   return "?";
 }

@@ -23,6 +23,18 @@ XidMeaning xid_meaning(int xid) {
   return XidMeaning::BlameNode;
 }
 
+std::vector<NodeId> outvoted(const std::vector<std::pair<NodeId, std::uint64_t>>& votes) {
+  std::map<std::uint64_t, std::int64_t> count;
+  std::int64_t most = 0;
+  for (const auto& [node, hash] : votes) most = std::max(most, ++count[hash]);
+  const auto leaders =
+      std::count_if(count.begin(), count.end(), [&](const auto& entry) { return entry.second == most; });
+  std::vector<NodeId> named;
+  for (const auto& [node, hash] : votes)
+    if (leaders > 1 || count[hash] != most) named.push_back(node);
+  return named;
+}
+
 bool Suspicion::blame(NodeId node) { return blamed_.insert(node).second; }
 
 void Suspicion::accuse(const CommunicatorError& event) {

@@ -25,6 +25,9 @@ enum class XidMeaning : std::uint8_t {
 /// that the catalogue does not know blames the node.
 XidMeaning xid_meaning(int xid);
 
+/// Who voted against the most common hash; everybody where no hash is the most common alone.
+std::vector<NodeId> outvoted(const std::vector<std::pair<NodeId, std::uint64_t>>& votes);
+
 class Suspicion {
  public:
   /// Direct evidence against a node. Returns true if it was news.

@@ -1,7 +1,10 @@
 // Rules of ClusterSpec, FaultSpec and PolicySpec.
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <set>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -68,14 +71,61 @@ double PolicySpec::recovery_s() const {
          first_step_s;
 }
 
-Problems validate(const PolicySpec& policy, const std::string& path) {
-  RuleChecker rule(path);
+namespace {
+
+/// link < collective < process group < training < rendezvous.
+void check_ladder(const DetectionLadder& ladder, RuleChecker& rule) {
+  const std::array<std::pair<const char*, double>, 5> rungs{{{"link_s", ladder.link_s},
+                                                             {"collective_s", ladder.collective_s},
+                                                             {"process_group_s", ladder.process_group_s},
+                                                             {"training_s", ladder.training_s},
+                                                             {"rendezvous_s", ladder.rendezvous_s}}};
+  for (std::size_t i = 1; i < rungs.size(); ++i) {
+    const auto& [below, below_s] = rungs[i - 1];
+    const auto& [name, value_s] = rungs[i];
+    rule.expect(value_s > below_s, fmt::format("timeouts.{}", name), fmt::format("{:g}", value_s),
+                fmt::format("must be longer than the layer below it, {} = {:g}, or it kills what that would report",
+                            below, below_s),
+                "order them link < collective < process_group < training < rendezvous");
+  }
+}
+
+void check_spares(const PolicySpec& policy, RuleChecker& rule) {
+  const std::int64_t hot = std::max<std::int64_t>(policy.spares.hot, 0);
+  rule.expect(hot + policy.spares.cold <= policy.spare_nodes, "spares", fmt::format("{} + {}", hot, policy.spares.cold),
+              fmt::format("hot and cold spares must be at most spare_nodes = {}", policy.spare_nodes),
+              "raise spare_nodes, or keep fewer of them");
+  const ReadmissionPolicy& readmission = policy.readmission;
+  rule.expect(readmission.retire_ejections == 0 || readmission.retire_ejections >= readmission.lemon_ejections,
+              "readmission.retire_ejections", std::to_string(readmission.retire_ejections),
+              "must be at least lemon_ejections: a node is quarantined before it is retired", "raise it, or set it 0");
+}
+
+void check_cadence(const PolicySpec& policy, RuleChecker& rule) {
   rule.expect(policy.checkpoint_interval_s == 0 || policy.checkpoint_interval_s >= 1e-3, "checkpoint_interval_s",
               fmt::format("{:g}", policy.checkpoint_interval_s), "must be 0 for the optimum, or a millisecond at least",
               "give it in seconds");
   rule.expect(policy.checkpoint_interval_s > 0 || policy.checkpoint_stall_s > 0, "checkpoint_stall_s", "0",
               "must be positive when the interval is left to the optimum",
               "give checkpoint_interval_s, or the stall of a save");
+  rule.expect(policy.checkpoint_interval_s > 0 || policy.checkpoints.cadence != CheckpointCadence::Fixed,
+              "checkpoint_interval_s", "0", "a fixed cadence needs its interval",
+              "give checkpoint_interval_s, or take young_daly or adaptive");
+  rule.expect(policy.checkpoint_interval_s == 0 || policy.checkpoints.cadence != CheckpointCadence::Adaptive,
+              "checkpoint_interval_s", fmt::format("{:g}", policy.checkpoint_interval_s),
+              "means nothing to an adaptive cadence, which finds its own", "remove it, or take a fixed cadence");
+}
+
+}  // namespace
+
+Problems validate(const PolicySpec& policy, const std::string& path) {
+  RuleChecker rule(path);
+  check_cadence(policy, rule);
+  check_ladder(policy.timeouts, rule);
+  check_spares(policy, rule);
+  rule.expect(policy.stragglers.replace_at_slowdown == 0 || policy.stragglers.replace_at_slowdown > 1,
+              "stragglers.replace_at_slowdown", fmt::format("{:g}", policy.stragglers.replace_at_slowdown),
+              "must be above 1, or 0 to tolerate stragglers", "1.1 replaces a node that makes steps 10% longer");
   rule.expect(policy.repair_median_s > 0, "repair_median_s", "0", "must be positive",
               "give the median time of a repair");
   return rule.take();

@@ -151,9 +151,67 @@ void read_faults(ObjectReader& from, FaultSpec& faults) {
       });
 }
 
+namespace {
+
+void read_checkpoints(ObjectReader& from, CheckpointPolicy& checkpoints) {
+  from.choice<CheckpointCadence>("cadence", checkpoints.cadence,
+                                 {{"fixed", CheckpointCadence::Fixed},
+                                  {"young_daly", CheckpointCadence::YoungDaly},
+                                  {"adaptive", CheckpointCadence::Adaptive}})
+      .choice<CheckpointTier>("usual_tier", checkpoints.usual_tier,
+                              {{"host", CheckpointTier::Host},
+                               {"peer", CheckpointTier::Peer},
+                               {"nvme", CheckpointTier::Nvme},
+                               {"remote", CheckpointTier::Remote}})
+      .integer("permanent_every", checkpoints.permanent_every, {1, 1'000'000})
+      .boolean("hash_vote", checkpoints.hash_vote);
+}
+
+void read_policy_parts(ObjectReader& from, PolicySpec& policy) {
+  const NumberRange seconds{0, 1e9};
+  const IntegerRange count{0, 10'000'000};
+  from.object("timeouts",
+              [&](ObjectReader& its) {
+                its.number("link_s", policy.timeouts.link_s, seconds)
+                    .number("collective_s", policy.timeouts.collective_s, seconds)
+                    .number("process_group_s", policy.timeouts.process_group_s, seconds)
+                    .number("training_s", policy.timeouts.training_s, seconds)
+                    .number("rendezvous_s", policy.timeouts.rendezvous_s, seconds);
+              })
+      .object("checkpoints", [&](ObjectReader& its) { read_checkpoints(its, policy.checkpoints); })
+      .object("spares",
+              [&](ObjectReader& its) {
+                its.integer("hot", policy.spares.hot, count)
+                    .integer("cold", policy.spares.cold, count)
+                    .number("warm_extra_s", policy.spares.warm_extra_s, seconds)
+                    .number("cold_extra_s", policy.spares.cold_extra_s, seconds);
+              })
+      .object("elastic",
+              [&](ObjectReader& its) {
+                policy.elastic.enabled = true;
+                its.integer("min_replicas", policy.elastic.min_replicas, {1, 10'000'000})
+                    .number("regrow_patience_s", policy.elastic.regrow_patience_s, seconds);
+              })
+      .object("stragglers",
+              [&](ObjectReader& its) {
+                its.number("replace_at_slowdown", policy.stragglers.replace_at_slowdown, {0, 1e6})
+                    .number("patience_s", policy.stragglers.patience_s, seconds);
+              })
+      .object("readmission", [&](ObjectReader& its) {
+        its.number("test_s", policy.readmission.test_s, seconds)
+            .number("thorough_test_s", policy.readmission.thorough_test_s, seconds)
+            .integer("lemon_ejections", policy.readmission.lemon_ejections, count)
+            .integer("retire_ejections", policy.readmission.retire_ejections, count)
+            .number("window_days", policy.readmission.window_days, {1e-3, 1e4});
+      });
+}
+
+}  // namespace
+
 void read_policy(ObjectReader& from, PolicySpec& policy) {
   const NumberRange seconds{0, 1e9};
   from.require({"name"});
+  read_policy_parts(from, policy);
   from.text("name", policy.name)
       .number("detection_timeout_s", policy.detection_timeout_s, seconds)
       .number("diagnosis_s", policy.diagnosis_s, seconds)
@@ -167,6 +225,9 @@ void read_policy(ObjectReader& from, PolicySpec& policy) {
       .number("communicators_s", policy.communicators_s, seconds)
       .number("load_state_s", policy.load_state_s, seconds)
       .number("first_step_s", policy.first_step_s, seconds)
+      .number("maintenance_lead_s", policy.maintenance_lead_s, seconds)
+      .integer("exits_before_blame", policy.exits_before_blame, {1, 1'000'000})
+      .boolean("in_process_restart", policy.in_process_restart)
       .number("repair_median_s", policy.repair_median_s, seconds)
       .number("repair_sigma", policy.repair_sigma, {0, 10});
 }

@@ -135,7 +135,7 @@ TEST_CASE("A promotion that was not confirmed before a restart is asked for agai
 
 TEST_CASE("With the spares exhausted a human is told once, and a repaired node revives the job") {
   auto config = small_config();
-  config.spares = {};
+  config.roster.spares = {};
   Yard yard(config);
   yard.deliver(Launched{0});
   yard.deliver(HeartbeatLost{5, 0});
@@ -280,11 +280,12 @@ TEST_CASE("Steps reported one by one or as a range have equal effect") {
 TEST_CASE("A policy gives deadlines that symptoms always beat") {
   PolicySpec policy;
   policy.spare_nodes = 4;
-  const ControllerConfig config = controller_config(policy, 16, 8, 600);
-  CHECK(config.owners.size() == 16);
-  CHECK(config.spares == std::vector<NodeId>{16, 17, 18, 19});
+  const ControllerConfig config = controller_config(policy, {16, 8, 1}, 600, 3600);
+  CHECK(config.roster.owners.size() == 16);
+  CHECK(config.roster.spares.size() == 4);
+  CHECK(config.roster.spares.begin()->first == 16);
   const double detect_s = policy.detection_timeout_s;
   CHECK(config.deadlines.communicators_ns > trainyard::to_ns(policy.communicators_s + detect_s));
   CHECK(config.deadlines.fence_ns > trainyard::to_ns(policy.fence_s + detect_s));
-  CHECK(config.checkpoint_interval_ns == 600 * kSecond);
+  CHECK(config.checkpoints.interval_ns == 600 * kSecond);
 }

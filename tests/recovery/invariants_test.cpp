@@ -26,7 +26,7 @@ struct Snapshot {
   State state;
   std::int64_t epoch;
   std::vector<NodeId> owners;
-  std::set<NodeId> spares;
+  std::map<NodeId, Temperature> spares;
   std::int64_t durable_step, steps_done;
   bool operator==(const Snapshot&) const = default;
 };
@@ -44,12 +44,18 @@ struct Observation {
 };
 using Check = std::function<void(const Observation&)>;
 
+ControllerConfig adversary_config() {
+  ControllerConfig config = small_config();
+  config.max_barren_attempts = 3;
+  config.roster.spares.at(14) = Temperature::Warm;
+  config.hot_spares = 3;
+  return config;
+}
+
 class Adversary {
  public:
   explicit Adversary(std::uint64_t seed) : rng_(seed, "adversary"), calm_(seed % 2 == 0) {
-    auto config = small_config();
-    config.max_barren_attempts = 3;
-    yard = Yard(config);
+    yard = Yard(adversary_config());
   }
 
   void night(const Check& check) {
@@ -221,7 +227,7 @@ TEST_CASE("The adversary reaches every state and every kind of action") {
       for (const Action& action : seen.actions) kinds.insert(action.body.index());
     };
   });
-  CHECK(states.size() == 10);  // all but Idle, which the first event leaves
+  CHECK(states.size() == 10);  // all but Idle, which the first event leaves, and planned restarts
   CHECK(kinds.size() == std::variant_size_v<ActionBody>);
 }
 
@@ -333,12 +339,12 @@ TEST_CASE("I6 ejections are bounded") {
         const auto* eject = std::get_if<Eject>(&action.body);
         if (!eject) continue;
         ++ejections;
-        auto& domain = (*times_ns)[eject->node / config.nodes_per_domain];
+        auto& domain = (*times_ns)[eject->node / config.roster.nodes_per_domain];
         domain.push_back(seen.now_ns);
         const auto recent = std::count_if(domain.begin(), domain.end(), [&](std::int64_t at_ns) {
-          return at_ns > seen.now_ns - config.ejection_window_ns;
+          return at_ns > seen.now_ns - config.roster.ejection_window_ns;
         });
-        REQUIRE(recent <= config.max_ejections_per_domain);
+        REQUIRE(recent <= config.roster.max_ejections_per_domain);
       }
     };
   });
@@ -424,8 +430,7 @@ TEST_CASE("I9 the same events give the same actions") {
     INFO("seed " << seed);
     Adversary adversary(seed);
     adversary.night([](const Observation&) {});
-    auto config = small_config();
-    config.max_barren_attempts = 3;
+    const auto config = adversary_config();
     Controller replayed(config);
     std::vector<std::string> log;
     for (const auto& [now_ns, event] : adversary.yard.events)

@@ -19,14 +19,15 @@ constexpr std::int64_t kSecond = 1'000'000'000;
 
 inline ControllerConfig small_config() {
   ControllerConfig config;
-  for (NodeId node = 0; node < 12; ++node) config.owners.push_back(node);
-  config.spares = {12, 13, 14};
-  config.nodes_per_domain = 4;
+  for (NodeId node = 0; node < 12; ++node) config.roster.owners.push_back(node);
+  for (NodeId node = 12; node < 15; ++node) config.roster.spares.emplace(node, Temperature::Hot);
+  config.roster.nodes_per_domain = 4;
   config.diagnosis_ns = 3 * kSecond;
-  config.checkpoint_interval_ns = 100 * kSecond;
-  config.max_ejections_per_domain = 2;
-  config.deadlines = {60 * kSecond, 60 * kSecond, 60 * kSecond, 60 * kSecond,
-                      60 * kSecond, 60 * kSecond, 500 * kSecond};
+  config.checkpoints.interval_ns = 100 * kSecond;
+  config.roster.max_ejections_per_domain = 2;
+  config.readmission_test = false;
+  config.deadlines = {60 * kSecond, 60 * kSecond, 60 * kSecond,  60 * kSecond,
+                      60 * kSecond, 60 * kSecond, 500 * kSecond, 600 * kSecond};
   return config;
 }
 
@@ -118,6 +119,8 @@ class Yard {
       timers.emplace_back(timer->at_ns, action.key);
     else if (const auto* eject = std::get_if<Eject>(&action.body))
       in_repair[eject->node] = action.key;
+    else if (const auto* back = std::get_if<ReturnToRepair>(&action.body))
+      in_repair[back->node] = action.key;
     else if (std::holds_alternative<PageHuman>(action.body))
       pages_ns.push_back(now_ns);
     else if (const auto* file = std::get_if<FileLedger>(&action.body))

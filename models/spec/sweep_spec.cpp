@@ -87,13 +87,38 @@ std::vector<Combination> combinations(const std::vector<SweepAxis>& axes) {
   return out;
 }
 
+std::vector<std::string> parts_of(const std::string& key) {
+  std::vector<std::string> parts;
+  for (std::size_t begin = 0; begin <= key.size();) {
+    const std::size_t end = std::min(key.find('.', begin), key.size());
+    parts.push_back(key.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return parts;
+}
+
+// "spares.hot" as a path below the policy: ".spares.hot".
+std::string path_below(const std::string& key) {
+  std::string path;
+  for (const std::string& part : parts_of(key)) path += path_step(part);
+  return path;
+}
+
+// As a change of the policy: { "spares": { "hot": value } }.
+json change_of(const std::string& key, json value) {
+  std::vector<std::string> parts = parts_of(key);
+  for (; !parts.empty(); parts.pop_back()) value = json::object({{parts.back(), value}});
+  return value;
+}
+
 Variation varied(const std::string& policy, const std::vector<SweepAxis>& axes, const Combination& combination) {
   json value = json::parse(policy), changes = json::object();
   Variation out;
   out.name = out.policy = value.value("name", "");
   for (std::size_t a = 0; a < axes.size(); ++a) {
     const json chosen = json::parse(axes[a].values[combination[a]]);
-    value[axes[a].key] = changes[axes[a].key] = chosen;
+    changes[axes[a].key] = chosen;
+    value.merge_patch(change_of(axes[a].key, chosen));
     out.name += fmt::format(",{}={}", axes[a].key, chosen.is_string() ? chosen.get<std::string>() : chosen.dump());
   }
   out.changes = changes.dump();
@@ -124,7 +149,7 @@ std::optional<GridPlace> place_in_grid(const std::string& path, const SweepSpec&
   const std::size_t end = path.find(']'), index = std::stoul(path.substr(prefix.size(), end - prefix.size()));
   GridPlace place{index / grid.size(), path.substr(end + 1), nullptr, 0};
   for (std::size_t a = 0; a < spec.vary.size(); ++a) {
-    if (place.rest != path_step(spec.vary[a].key)) continue;
+    if (place.rest != path_below(spec.vary[a].key)) continue;
     place.axis = &spec.vary[a];
     place.value = grid[index % grid.size()][a];
   }

@@ -13,7 +13,7 @@
 
 namespace trainyard {
 
-/// A key of a policy, and the values that it takes.
+/// A key of a policy, "spare_nodes" or "spares.hot", and the values that it takes.
 struct SweepAxis {
   std::string key;
   std::vector<std::string> values;  // as JSON

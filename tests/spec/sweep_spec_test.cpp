@@ -80,6 +80,19 @@ TEST_CASE("every policy is varied over the whole grid") {
   CHECK(sweep.policies.size() == 2);
 }
 
+TEST_CASE("keys within keys are varied too") {
+  const SweepFile file(
+      R"(, "vary": { "spares.hot": [1, 2], "checkpoints.cadence": ["fixed"], "checkpoint_interval_s": [60] })");
+  const Result<Sweep> sweep = file.load();
+  REQUIRE(sweep.ok());
+  REQUIRE(sweep.value().variations.size() == 4);
+  CHECK(sweep.value().scenario.policies[1].spares.hot == 2);
+  CHECK(sweep.value().variations[1].name == "fast-90s,checkpoint_interval_s=60,checkpoints.cadence=fixed,spares.hot=2");
+  CHECK(is_like(SweepFile(R"(, "vary": { "spares.hot": [1, -1] })").complaints(), {"$.vary[\"spares.hot\"][1]: "}));
+  CHECK(is_like(SweepFile(R"(, "vary": { "spares.hott": [1] })").complaints(),
+                {"$.vary[\"spares.hott\"][0]: is not a key"}));
+}
+
 TEST_CASE("a sweep may bring policies of its own") {
   const SweepFile file(R"(, "policies": [{ "base": ")" + kPolicies +
                        R"(fast-90s.json", "name": "mine", "spare_nodes": 3 }])");

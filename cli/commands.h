@@ -31,8 +31,12 @@ void add_exec(CLI::App& app, Context& context);
 void add_run(CLI::App& app, Context& context);
 /// Into the command "plan".
 void add_plan_validate(CLI::App& plan, Context& context);
+/// Into the command "sim".
+void add_sim_sweep(CLI::App& sim, Context& context);
+void add_sim_compare(CLI::App& sim, Context& context);
 /// Into the command "run".
 void add_run_diff(CLI::App& run, Context& context);
+void add_run_merge(CLI::App& run, Context& context);
 void add_mup(CLI::App& app, Context& context);
 void add_doctor(CLI::App& app, Context& context);
 void add_completion(CLI::App& app, Context& context);

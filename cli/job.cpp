@@ -76,8 +76,12 @@ Result<ProfileFiles> find_profiles(const Scenario& scenario, const std::string& 
 Result<Job> prepare(const std::string& scenario_file) {
   Result<Scenario> scenario = load_scenario(scenario_file);
   if (!scenario) return scenario.problems();
+  return prepare(std::move(scenario).value(), scenario_file);
+}
+
+Result<Job> prepare(Scenario scenario, const std::string& scenario_file) {
   Job job;
-  job.scenario = std::move(scenario).value();
+  job.scenario = std::move(scenario);
   const Result<ProfileFiles> profiles = find_profiles(job.scenario, scenario_file);
   if (!profiles) return profiles.problems();
   job.profiles = profiles.value();

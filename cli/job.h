@@ -36,6 +36,8 @@ Result<ProfileFiles> find_profiles(const Scenario& scenario, const std::string& 
 
 /// Loads the scenario and its profiles, and lowers it.
 Result<Job> prepare(const std::string& scenario_file);
+/// The same of a scenario that was loaded from `scenario_file`.
+Result<Job> prepare(Scenario scenario, const std::string& scenario_file);
 
 /// Infeasible when a stage does not fit the device.
 Problems check_memory(const Job& job);

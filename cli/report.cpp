@@ -173,7 +173,7 @@ json make_report(const Job& job, const Simulated& simulated) {
   if (!simulated.runs.empty()) {
     out["run"] = out["policies"][0];
     out["memo"] = {
-        {"hits", simulated.memo_hits}, {"misses", simulated.memo_misses}, {"miss_wall_s", simulated.memo_miss_wall_s}};
+        {"hits", simulated.memo.hits}, {"misses", simulated.memo.misses}, {"miss_wall_s", simulated.memo.miss_wall_s}};
   }
   out["host"] = {{"wall_s", simulated.wall_s}, {"peak_rss_bytes", simulated.peak_rss_bytes}};
   out["trace_hash"] = fmt::format("{:016x}", hash);

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/job.h"
+#include "cli/step_memo.h"
 #include "sim/run_result.h"
 #include "sim/step_simulator.h"
 
@@ -18,8 +19,7 @@ struct Simulated {
   std::optional<StepResult> healthy;  // then, without them
   /// Of each policy: one run per seed.
   std::vector<std::vector<RunResult>> runs;
-  std::int64_t memo_hits = 0, memo_misses = 0;
-  double memo_miss_wall_s = 0;
+  MemoUse memo;
   double wall_s = 0;
   std::int64_t peak_rss_bytes = 0;
 };

@@ -1,4 +1,4 @@
-// trainyard run list|show|export: what the store holds.
+// trainyard run list|show|export: what the store holds. Runs, and with --sweep sweeps.
 
 #include <functional>
 #include <iostream>
@@ -11,6 +11,7 @@
 #include "cli/interrupt.h"
 #include "cli/output_file.h"
 #include "cli/report.h"
+#include "cli/sweep_table.h"
 #include "cli/terminal.h"
 #include "cli/training_report.h"
 #include "models/base/stop.h"
@@ -18,6 +19,7 @@
 #include "store/chrome_trace.h"
 #include "store/run_reader.h"
 #include "store/store_file.h"
+#include "store/sweep_store.h"
 
 namespace trainyard::cli {
 
@@ -40,6 +42,83 @@ json summary(const store::Run& run) {
           {"trace_hash", run.trace_hash}};
 }
 
+Result<store::SweepReader> open_sweeps(const Context& context) {
+  return store::SweepReader::open(context.store_file.empty() ? store::default_store_file() : context.store_file);
+}
+
+// A sweep with its cells.
+Result<SweepTable> find_sweep(const std::string& selector, const Context& context) {
+  Result<store::SweepReader> opened = open_sweeps(context);
+  if (!opened) return opened.problems();
+  store::SweepReader reader = std::move(opened).value();
+  Result<store::SweepRow> found = reader.find(selector);
+  if (!found) return found.problems();
+  const Result<std::vector<store::SweepCell>> cells = reader.cells(found.value().id);
+  if (!cells) return cells.problems();
+  return make_table(std::move(found).value(), cells.value());
+}
+
+int list_sweeps(const Context& context) {
+  Result<store::SweepReader> opened = open_sweeps(context);
+  if (!opened) return fail(opened.problems(), context);
+  store::SweepReader reader = std::move(opened).value();
+  const Result<std::vector<store::SweepRow>> sweeps = reader.sweeps();
+  if (!sweeps) return fail(sweeps.problems(), context);
+  json all = json::array();
+  std::vector<std::vector<std::string>> rows;
+  for (const store::SweepRow& sweep : sweeps.value()) {
+    const Result<std::vector<store::SweepCell>> cells = reader.cells(sweep.id);
+    if (!cells) return fail(cells.problems(), context);
+    all.push_back({{"id", sweep.id},
+                   {"name", sweep.name},
+                   {"scenario", sweep.scenario},
+                   {"variations", sweep.variations.size()},
+                   {"cells", cells.value().size()},
+                   {"commit", sweep.commit_id},
+                   {"started_unix_ns", sweep.started_unix_ns},
+                   {"identity", sweep.identity}});
+    rows.push_back({std::to_string(sweep.id), sweep.name, std::to_string(sweep.variations.size()),
+                    std::to_string(cells.value().size()), sweep.commit_id, sweep.identity});
+  }
+  if (context.json)
+    std::cout << all.dump(2) << "\n";
+  else if (rows.empty())
+    std::cerr << "no sweeps yet: try `trainyard sim sweep scenarios/tiny/grok1-a-day.json`\n";
+  else
+    std::cout << table({"id", "name", "variations", "cells", "commit", "identity"}, rows, 0);
+  return kOk;
+}
+
+int show_sweep(const std::string& selector, const Context& context) {
+  const Result<SweepTable> found = find_sweep(selector, context);
+  if (!found) return fail(found.problems(), context);
+  const json report = sweep_report(found.value());
+  std::cout << (context.json ? report.dump(2) + "\n" : sweep_text(report));
+  return kOk;
+}
+
+int export_sweep(const std::string& selector, const std::string& target, const Context& context) {
+  const Result<SweepTable> found = find_sweep(selector, context);
+  if (!found) return fail(found.problems(), context);
+  const auto write = [&](std::ostream& out) {
+    write_csv(found.value(), out);
+    return Problems{};
+  };
+  const Problems problems = target == "-" ? write(std::cout) : write_output(target, write);
+  return problems.empty() ? static_cast<int>(kOk) : fail(problems, context);
+}
+
+// Sweeps are not runs: whoever lists the one shall hear of the other.
+void note_sweeps(const Context& context) {
+  Result<store::SweepReader> opened = open_sweeps(context);
+  if (!opened || context.quiet) return;
+  store::SweepReader reader = std::move(opened).value();
+  const Result<std::vector<store::SweepRow>> sweeps = reader.sweeps();
+  if (sweeps && !sweeps.value().empty())
+    std::cerr << fmt::format("and {} sweep{}: `trainyard run list --sweeps`\n", sweeps.value().size(),
+                             sweeps.value().size() == 1 ? "" : "s");
+}
+
 int list_runs(const Context& context) {
   Result<store::RunReader> opened = open_store(context);
   if (!opened) return fail(opened.problems(), context);
@@ -55,7 +134,10 @@ int list_runs(const Context& context) {
   }
   if (context.json) {
     std::cout << all.dump(2) << "\n";
-  } else if (rows.empty()) {
+    return kOk;
+  }
+  note_sweeps(context);
+  if (rows.empty()) {
     std::cerr << "no runs yet: try `trainyard sim run scenarios/01-grok1-100k-week.json`\n";
   } else {
     std::cout << table({"id", "name", "kind", "status", "seed", "commit", "trace"}, rows, 0);
@@ -138,25 +220,44 @@ void add_run(CLI::App& app, Context& context) {
   CLI::App* run = add_command(app, "run", "Look at stored runs", "  trainyard run list\n  trainyard run show latest");
   run->require_subcommand(1);
   CLI::App* list = add_command(*run, "list", "All runs of the store, oldest first",
-                               "  trainyard run list\n  trainyard run list --json | jq '.[].name'");
-  list->callback([&context] { context.run = [&context] { return list_runs(context); }; });
+                               "  trainyard run list\n  trainyard run list --json | jq '.[].name'\n"
+                               "  trainyard run list --sweeps");
+  auto sweeps = std::make_shared<bool>(false);
+  list->add_flag("--sweeps", *sweeps, "All sweeps, the one that was last worked on last");
+  list->callback([sweeps, &context] {
+    context.run = [sweeps, &context] { return *sweeps ? list_sweeps(context) : list_runs(context); };
+  });
   auto selector = std::make_shared<std::string>("latest");
+  auto of_sweep = std::make_shared<bool>(false);
   CLI::App* show =
-      add_command(*run, "show", "The report of a run", "  trainyard run show latest\n  trainyard run show 3 --json");
+      add_command(*run, "show", "The report of a run or of a sweep",
+                  "  trainyard run show latest\n  trainyard run show 3 --json\n  trainyard run show --sweep latest");
   show->add_option("run", *selector, "Id, name or \"latest\"");
-  show->callback([selector, &context] { context.run = [selector, &context] { return show_run(*selector, context); }; });
+  show->add_flag("--sweep", *of_sweep, "Of a sweep");
+  show->callback([selector, of_sweep, &context] {
+    context.run = [selector, of_sweep, &context] {
+      return *of_sweep ? show_sweep(*selector, context) : show_run(*selector, context);
+    };
+  });
   add_run_diff(*run, context);
+  add_run_merge(*run, context);
   auto options = std::make_shared<ExportOptions>();
   CLI::App* exported = add_command(*run, "export", "Write a run for other tools",
                                    "  trainyard run export latest --format chrome -o trace.json   # open in Perfetto\n"
-                                   "  trainyard run export latest --rank-class 0 --rank-class 7 -o two.json");
+                                   "  trainyard run export latest --rank-class 0 --rank-class 7 -o two.json\n"
+                                   "  trainyard run export latest --format csv -o cells.csv    # of a sweep");
   exported->add_option("run", options->selector, "Id, name or \"latest\"");
-  exported->add_option("--format", options->format, "chrome: Chrome trace JSON")->check(CLI::IsMember({"chrome"}));
+  exported->add_option("--format", options->format, "chrome: Chrome trace JSON of a run; csv: the cells of a sweep")
+      ->check(CLI::IsMember({"chrome", "csv"}));
   exported->add_option("--rank-class", options->classes,
                        "Only these classes of ranks, by number: ranks with one and the same timeline are one class");
   exported->add_option("-o,--output", options->target, "File, or - for standard output");
-  exported->callback(
-      [options, &context] { context.run = [options, &context] { return export_run(*options, context); }; });
+  exported->callback([options, &context] {
+    context.run = [options, &context] {
+      return options->format == "csv" ? export_sweep(options->selector, options->target, context)
+                                      : export_run(*options, context);
+    };
+  });
 }
 
 }  // namespace trainyard::cli

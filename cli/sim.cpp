@@ -1,4 +1,5 @@
-// trainyard sim run: one scenario, simulated and reported.
+// trainyard sim run: one scenario, simulated and reported. Its sisters sweep and compare are in sweep.cpp and
+// compare.cpp.
 
 #include <iostream>
 #include <optional>
@@ -77,7 +78,9 @@ int run_scenario(const Options& options, const Context& context) {
 }  // namespace
 
 void add_sim(CLI::App& app, Context& context) {
-  CLI::App* sim = add_command(app, "sim", "Simulate", "  trainyard sim run scenarios/01-grok1-100k-week.json");
+  CLI::App* sim = add_command(app, "sim", "Simulate",
+                              "  trainyard sim run scenarios/01-grok1-100k-week.json\n"
+                              "  trainyard sim sweep scenarios/01-grok1-100k-week.json --vary spare_nodes=50,100,200");
   sim->require_subcommand(1);
   CLI::App* run = add_command(
       *sim, "run", "Simulate a scenario: one step on the whole cluster, then the run over time",
@@ -99,6 +102,8 @@ void add_sim(CLI::App& app, Context& context) {
   run->add_flag("--allow-oom", options->allow_oom, "Simulate a plan that does not fit the device's memory");
   run->add_flag("--no-store", options->no_store, "Do not write to the run store");
   run->callback([options, &context] { context.run = [options, &context] { return run_scenario(*options, context); }; });
+  add_sim_sweep(*sim, context);
+  add_sim_compare(*sim, context);
 }
 
 }  // namespace trainyard::cli

@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "cli/step_memo.h"
 #include "cli/terminal.h"
 #include "cli/version.h"
 #include "models/base/stop.h"
@@ -29,73 +30,6 @@ std::int64_t peak_rss_bytes() {
   getrusage(RUSAGE_CHILDREN, &children);
   return std::max(own.ru_maxrss, children.ru_maxrss) * 1024;
 }
-
-// Step times by state of degradation, each simulated once.
-class StepMemo {
- public:
-  StepMemo(const Job& job, const SimulationOptions& options, Simulated& out)
-      : job_(job), options_(options), out_(out) {}
-
-  Result<StepResult> simulate(const std::vector<InjectedFault>& degradations, bool timeline) {
-    StepOptions step;
-    step.degradations = degradations;
-    step.unfold = options_.unfold;
-    step.merge = options_.merge;
-    step.timeline = timeline;
-    Progress progress("simulating a step", 1, options_.progress);
-    step.on_wait = [&progress] { progress.tick(); };
-    Result<StepResult> result = simulate_step(job_.program, job_.scenario.cluster, job_.cost(), step);
-    progress.step();
-    return result;
-  }
-
-  // For the run simulator: never the healthy time in place of a state that was not simulated.
-  StepTime time_of(const std::vector<InjectedFault>& active) {
-    std::string key;
-    for (const InjectedFault& fault : active)
-      key += fmt::format("{}/{}/{}/{:a};", static_cast<int>(fault.kind), fault.node, fault.device, fault.factor);
-    const auto [entry, is_new] = memo_.try_emplace(key);
-    if (!is_new) {
-      ++out_.memo_hits;
-      return entry->second;
-    }
-    ++out_.memo_misses;
-    if (active.empty()) {
-      entry->second = of(out_.step);
-      return entry->second;
-    }
-    const auto start = std::chrono::steady_clock::now();
-    std::vector<InjectedFault> lasting = active;
-    for (InjectedFault& fault : lasting) {
-      fault.at_s = 0;
-      fault.duration_s.reset();
-    }
-    const Result<StepResult> result = simulate(lasting, false);
-    if (stop_requested()) return of(out_.step);  // the run that asks ends in the same way
-    TY_CHECK(result.ok(), "a program that runs healthy runs degraded");
-    entry->second = of(result.value());
-    out_.memo_miss_wall_s += seconds_since(start);
-    return entry->second;
-  }
-
- private:
-  StepTime of(const StepResult& step) const {
-    std::int64_t collectives = 0;
-    for (const Item& item : job_.program.stages[0].items) {
-      if (item.block < 0) continue;
-      for (const Op& op : job_.program.block(item).ops) collectives += is_communication(op.kind) ? 1 : 0;
-    }
-    return {step.time_s, std::max<std::int64_t>(collectives, 1)};
-  }
-
-  const Job& job_;
-  const SimulationOptions& options_;
-  Simulated& out_;
-  std::map<std::string, StepTime> memo_;
-};
-
-// Checkpointed state: bf16 parameters would be 2 bytes; master weights and both moments make 12 more.
-double checkpoint_bytes(const Job& job) { return 14.0 * static_cast<double>(parameter_count(job.scenario.model)); }
 
 // --- storing
 
@@ -227,25 +161,13 @@ Problems simulate_step_of(const Job& job, const SimulationOptions& options, Step
   Result<StepResult> step = memo.simulate(only_step ? injected : std::vector<InjectedFault>{}, options.timeline);
   if (!step) return step.problems();
   out.step = std::move(step).value();
+  memo.set_healthy(out.step);
   if (only_step && !injected.empty()) {
     Result<StepResult> healthy = memo.simulate({}, false);
     if (!healthy) return healthy.problems();
     out.healthy = std::move(healthy).value();
   }
   return recorder.finish_step(out);
-}
-
-RunInput run_input(const Job& job, const PolicySpec& policy, StepMemo& memo) {
-  RunInput input;
-  input.cluster = job.scenario.cluster;
-  input.faults = job.scenario.faults;
-  input.policy = policy;
-  input.job_nodes = job.nodes();
-  input.duration_s = job.scenario.duration_s;
-  input.seed = job.scenario.seed;
-  input.step_times = [&memo](const std::vector<InjectedFault>& active) { return memo.time_of(active); };
-  if (job.scenario.cluster.storage.remote_write_bytes_per_s > 0) input.checkpoint_bytes = checkpoint_bytes(job);
-  return input;
 }
 
 // The run over time, under every policy.
@@ -275,7 +197,7 @@ Result<Simulated> simulate(const Job& job, const SimulationOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   Recorder recorder(job, options);
   Simulated out;
-  StepMemo memo(job, options, out);
+  StepMemo memo(job, {options.unfold, options.merge, options.progress}, out.memo);
   Problems problems = simulate_step_of(job, options, memo, recorder, out);
   if (problems.empty() && job.scenario.duration_s > 0) problems = simulate_runs(job, options, memo, recorder, out);
   if (!problems.empty()) return problems;

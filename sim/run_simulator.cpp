@@ -159,7 +159,7 @@ Result<std::vector<RunResult>> run_many(const std::vector<RunInput>& inputs, con
     problems.insert(problems.end(), found.begin(), found.end());
   }
   if (!problems.empty()) return problems;
-  std::vector<RunResult> results(inputs.size());
+  std::vector<RunResult> results(pool.keep ? inputs.size() : 0);
   ChildWork work;
   work.count = inputs.size();
   work.processes = pool.processes;
@@ -175,8 +175,9 @@ Result<std::vector<RunResult>> run_many(const std::vector<RunInput>& inputs, con
   work.on_result = [&](std::size_t i, const Bytes& bytes) {
     const nlohmann::json json = nlohmann::json::from_cbor(bytes, true, false);
     TY_CHECK(!json.is_discarded(), "a simulation process sends a whole result");
-    results[i] = json.get<RunResult>();
-    if (pool.on_result) pool.on_result(i, results[i]);
+    RunResult result = json.get<RunResult>();
+    if (pool.on_result) pool.on_result(i, result);
+    if (pool.keep) results[i] = std::move(result);
   };
   work.on_wait = pool.on_wait;
   problems = in_children(work);

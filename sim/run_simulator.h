@@ -69,12 +69,15 @@ struct RunPool {
   int processes = 0;
   /// Called in the calling process as each run ends, in no particular order.
   std::function<void(std::size_t index, const RunResult& result)> on_result;
+  /// Keep the results to return them. Those of thousands of runs, events and all, fill a memory: then on_result is all
+  /// that is made of each.
+  bool keep = true;
   /// Called in the calling process a few times a second meanwhile.
   std::function<void()> on_wait;
 };
 
 /// Simulates every input in a forked child (one SimGrid engine per process) and returns the
-/// results in the order of the inputs. A platform built before the call is shared by all.
+/// results in the order of the inputs (none without `keep`). A platform built before the call is shared by all.
 Result<std::vector<RunResult>> run_many(const std::vector<RunInput>& inputs, const RunPool& pool = {});
 
 Result<RunResult> simulate_run(const RunInput& input);

@@ -180,6 +180,10 @@ Statement Database::prepare(const char* sql) {
   return {connection_.get(), statement};
 }
 
+bool Database::attach(const std::string& file, const char* name) {
+  return prepare("ATTACH ? AS ?").with(to_uri(file, Access::ReadOnly) + "?mode=ro", name).run();
+}
+
 std::int64_t Database::last_insert_id() const { return sqlite3_last_insert_rowid(connection_->handle); }
 
 bool Database::failed() const { return connection_->code != SQLITE_OK; }

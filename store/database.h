@@ -20,7 +20,7 @@ namespace trainyard::store {
 /// "TrYd": marks our files, also for file(1).
 constexpr std::int32_t kApplicationId = 0x54725964;
 /// Raised with every change of schema.sql.
-constexpr std::int32_t kSchemaVersion = 2;
+constexpr std::int32_t kSchemaVersion = 3;
 
 /// The text of store/schema.sql (embedded at build time).
 const char* schema_text();
@@ -87,6 +87,8 @@ class Database {
   /// Runs statements that return no rows, and PRAGMAs whose rows do not matter.
   bool execute(const char* sql);
   Statement prepare(const char* sql);
+  /// Lets statements name the tables of another file, which they may only read, as `name`.table.
+  bool attach(const std::string& file, const char* name);
   [[nodiscard]] std::int64_t last_insert_id() const;
 
   [[nodiscard]] bool failed() const;

@@ -4,7 +4,6 @@
 #include "store/run_reader.h"
 
 #include <fmt/format.h>
-#include <sys/stat.h>
 
 #include <algorithm>
 #include <charconv>
@@ -18,31 +17,6 @@
 namespace trainyard::store {
 
 namespace {
-
-bool has_content(const std::string& file) {
-  struct stat status {};
-  return ::stat(file.c_str(), &status) == 0 && status.st_size > 0;
-}
-
-// Whether the connection can read; opening alone touches nothing.
-bool can_read(Database& database) { return database.prepare("SELECT count(*) FROM runs").next(); }
-
-// Where no side file can be made, as on read-only media, SQLite needs to be told that nobody writes.
-// That holds unless a log stands beside the store.
-Result<Database> open_for_reading(const std::string& file) {
-  auto opened = Database::open(file, Access::ReadOnly);
-  if (!opened) return opened.problems();
-  Database database = std::move(opened).value();
-  if (can_read(database)) return database;
-  const bool is_refused = database.problems().front().kind == ProblemKind::MissingCapability;
-  if (is_refused && !has_content(file + "-wal")) {
-    auto immutable = Database::open(file, Access::Immutable);
-    if (!immutable) return immutable.problems();
-    Database retried = std::move(immutable).value();
-    if (can_read(retried)) return retried;
-  }
-  return database.problems();
-}
 
 Run read_run(const Statement& row) {
   Run run;

@@ -21,21 +21,6 @@ std::int64_t unix_now_ns() {
   return std::chrono::duration_cast<nanoseconds>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
-Result<Database> open_for_writing(const std::string& file) {
-  if (Problems problems = create_if_missing(file); !problems.empty()) return problems;
-  if (Problems problems = check_header(file); !problems.empty()) return problems;
-  if (Problems problems = check_pages(file); !problems.empty()) return problems;
-  auto opened = Database::open(file, Access::ReadWrite);
-  if (!opened) return opened.problems();
-  Database database = std::move(opened).value();
-  // NORMAL: a commit survives the death of the process at once, and that of the machine from the next
-  // checkpoint on; in neither case is the file inconsistent.
-  upgrade(database);
-  database.execute("PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;");
-  if (database.failed()) return database.problems();
-  return database;
-}
-
 }  // namespace
 
 struct RunWriter::State {

@@ -120,6 +120,62 @@ CREATE TABLE training_steps (
   PRIMARY KEY (run_id, step)
 ) STRICT, WITHOUT ROWID;
 
+-- Sweeps: one scenario under many policies and seeds. Of each simulation only its figures are kept, one row a cell.
+-- `identity` is a hash of `inputs`: all that the cells have in common and depend on. A sweep that is started again under
+-- the same identity goes on where it was.
+CREATE TABLE sweeps (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  identity TEXT NOT NULL UNIQUE,
+  name TEXT NOT NULL,
+  scenario TEXT NOT NULL,
+  duration_ns INTEGER NOT NULL,
+  version TEXT NOT NULL,
+  commit_id TEXT NOT NULL,
+  inputs TEXT NOT NULL CHECK (json_valid(inputs)),
+  started_unix_ns INTEGER NOT NULL,
+  worked_on_unix_ns INTEGER NOT NULL
+) STRICT;
+
+-- A policy with its varied keys: `changes` holds those, `policy_json` the whole.
+CREATE TABLE sweep_variations (
+  sweep_id INTEGER NOT NULL REFERENCES sweeps (id) ON DELETE CASCADE,
+  variation INTEGER NOT NULL,
+  name TEXT NOT NULL,
+  policy TEXT NOT NULL,
+  changes TEXT NOT NULL CHECK (json_valid(changes)),
+  policy_json TEXT NOT NULL CHECK (json_valid(policy_json)),
+  PRIMARY KEY (sweep_id, variation),
+  UNIQUE (sweep_id, name)
+) STRICT, WITHOUT ROWID;
+
+-- One simulated run that came to its end. `bands` is a JSON object of the bands that are not 0, in nanoseconds. Seconds
+-- of recovery are NULL where there was none.
+CREATE TABLE sweep_cells (
+  sweep_id INTEGER NOT NULL,
+  variation INTEGER NOT NULL,
+  seed TEXT NOT NULL,
+  effective_training_time REAL NOT NULL,
+  failures INTEGER NOT NULL,
+  recoveries INTEGER NOT NULL,
+  recovery_median_s REAL,
+  recovery_mean_s REAL,
+  recovery_p99_s REAL,
+  lost_work_ns INTEGER NOT NULL,
+  bands TEXT NOT NULL CHECK (json_valid(bands)),
+  checkpoint_interval_s REAL NOT NULL,
+  checkpoints INTEGER NOT NULL,
+  steps_done INTEGER NOT NULL,
+  steps_committed INTEGER NOT NULL,
+  pages INTEGER NOT NULL,
+  spares_configured INTEGER NOT NULL,
+  spares_fewest INTEGER NOT NULL,
+  spares_mean REAL NOT NULL,
+  waiting_for TEXT NOT NULL,
+  trace_hash TEXT NOT NULL,
+  PRIMARY KEY (sweep_id, variation, seed),
+  FOREIGN KEY (sweep_id, variation) REFERENCES sweep_variations (sweep_id, variation) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+
 CREATE VIEW named_slices AS
   SELECT s.run_id, s.class, t.name AS stream, l.label, l.category, s.start_ns, s.end_ns,
          s.end_ns - s.start_ns AS duration_ns
@@ -132,3 +188,9 @@ CREATE VIEW goodput AS
          100.0 * duration_ns / nullif(sum(duration_ns) OVER (PARTITION BY run_id), 0) AS percent
   FROM goodput_bands
   ORDER BY run_id, seq;
+
+CREATE VIEW named_cells AS
+  SELECT s.name AS sweep, v.policy, v.name AS variation_name, v.changes, c.*
+  FROM sweep_cells AS c
+  JOIN sweep_variations AS v USING (sweep_id, variation)
+  JOIN sweeps AS s ON s.id = c.sweep_id;

@@ -62,9 +62,13 @@ Problems fill_new(const std::string& file) {
   return database.problems();
 }
 
-void remove_with_side_files(const std::string& file) {
-  for (const char* suffix : {"", "-journal", "-wal", "-shm"}) ::unlink((file + suffix).c_str());
+bool has_content(const std::string& file) {
+  struct stat status {};
+  return ::stat(file.c_str(), &status) == 0 && status.st_size > 0;
 }
+
+// Whether the connection can read; opening alone touches nothing.
+bool can_read(Database& database) { return database.prepare("SELECT count(*) FROM runs").next(); }
 
 }  // namespace
 
@@ -107,6 +111,10 @@ Problems check_header(const std::string& file) {
   return {};
 }
 
+void remove_with_side_files(const std::string& file) {
+  for (const char* suffix : {"", "-journal", "-wal", "-shm"}) ::unlink((file + suffix).c_str());
+}
+
 Problems create_if_missing(const std::string& file) {
   struct stat status {};
   if (::stat(file.c_str(), &status) == 0 && (!S_ISREG(status.st_mode) || status.st_size > 0)) return {};
@@ -127,6 +135,33 @@ Problems create_if_missing(const std::string& file) {
   return {};
 }
 
+namespace {
+
+// A statement of schema.sql, by how it begins.
+std::string schema_statement(const std::string& begin) {
+  const std::string schema = schema_text();
+  const std::size_t at = schema.find(begin);
+  return schema.substr(at, schema.find(";\n", at) + 2 - at);
+}
+
+// Runs that trained. SQLite changes a CHECK only with the table around it (lang_altertable.html, section 7).
+void upgrade_to_2(Database& database) {
+  std::string runs = schema_statement("CREATE TABLE runs (");
+  runs.replace(0, std::strlen("CREATE TABLE runs"), "CREATE TABLE runs_2");
+  database.execute(runs.c_str());
+  database.execute("INSERT INTO runs_2 SELECT * FROM runs; DROP TABLE runs; ALTER TABLE runs_2 RENAME TO runs;");
+  database.execute(schema_statement("CREATE TABLE training_steps").c_str());
+}
+
+// Sweeps.
+void upgrade_to_3(Database& database) {
+  for (const char* begin :
+       {"CREATE TABLE sweeps", "CREATE TABLE sweep_variations", "CREATE TABLE sweep_cells", "CREATE VIEW named_cells"})
+    database.execute(schema_statement(begin).c_str());
+}
+
+}  // namespace
+
 void upgrade(Database& database) {
   std::int64_t version = kSchemaVersion;
   {
@@ -134,20 +169,11 @@ void upgrade(Database& database) {
     if (row.next()) version = row.integer(0);
   }
   if (version >= kSchemaVersion) return;
-  // 1 to 2: runs that trained. SQLite changes a CHECK only with the table around it (lang_altertable.html, section 7).
-  const std::string schema = schema_text();
-  const auto statement = [&](const std::string& begin) {
-    const std::size_t at = schema.find(begin);
-    return schema.substr(at, schema.find(";\n", at) + 2 - at);
-  };
-  std::string runs = statement("CREATE TABLE runs (");
-  runs.replace(0, std::strlen("CREATE TABLE runs"), "CREATE TABLE runs_2");
   database.execute("PRAGMA foreign_keys = OFF");
   database.execute("BEGIN IMMEDIATE");
-  database.execute(runs.c_str());
-  database.execute("INSERT INTO runs_2 SELECT * FROM runs; DROP TABLE runs; ALTER TABLE runs_2 RENAME TO runs;");
-  database.execute(statement("CREATE TABLE training_steps").c_str());
-  database.execute("PRAGMA user_version = 2");
+  if (version < 2) upgrade_to_2(database);
+  if (version < 3) upgrade_to_3(database);
+  database.execute(fmt::format("PRAGMA user_version = {}", kSchemaVersion).c_str());
   database.execute("COMMIT");
 }
 
@@ -165,6 +191,38 @@ Problems check_pages(const std::string& file) {
   if (database.failed()) return database.problems();
   if (verdict != "ok") return {sqlite_problem(file, SQLITE_CORRUPT, verdict)};
   return {};
+}
+
+// Where no side file can be made, as on read-only media, SQLite needs to be told that nobody writes.
+// That holds unless a log stands beside the store.
+Result<Database> open_for_reading(const std::string& file) {
+  auto opened = Database::open(file, Access::ReadOnly);
+  if (!opened) return opened.problems();
+  Database database = std::move(opened).value();
+  if (can_read(database)) return database;
+  const bool is_refused = database.problems().front().kind == ProblemKind::MissingCapability;
+  if (is_refused && !has_content(file + "-wal")) {
+    auto immutable = Database::open(file, Access::Immutable);
+    if (!immutable) return immutable.problems();
+    Database retried = std::move(immutable).value();
+    if (can_read(retried)) return retried;
+  }
+  return database.problems();
+}
+
+Result<Database> open_for_writing(const std::string& file) {
+  if (Problems problems = create_if_missing(file); !problems.empty()) return problems;
+  if (Problems problems = check_header(file); !problems.empty()) return problems;
+  if (Problems problems = check_pages(file); !problems.empty()) return problems;
+  auto opened = Database::open(file, Access::ReadWrite);
+  if (!opened) return opened.problems();
+  Database database = std::move(opened).value();
+  // NORMAL: a commit survives the death of the process at once, and that of the machine from the next
+  // checkpoint on; in neither case is the file inconsistent.
+  upgrade(database);
+  database.execute("PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;");
+  if (database.failed()) return database.problems();
+  return database;
 }
 
 }  // namespace trainyard::store

@@ -22,11 +22,20 @@ Problems check_header(const std::string& file);
 /// is in the entrance (run_lock.h).
 Problems create_if_missing(const std::string& file);
 
+/// Together with what SQLite keeps beside it.
+void remove_with_side_files(const std::string& file);
+
 /// Brings a store of an older Trainyard to this one's schema, at once or not at all. The caller is in the entrance.
 void upgrade(Database& database);
 
 /// Nothing when SQLite finds the pages in order. Files above 64 MiB are not read through: what we
 /// append to never touches an old page, and reading checks each page that it visits.
 Problems check_pages(const std::string& file);
+
+/// Opens `file`, which check_header has seen, also where nothing can be written beside it.
+Result<Database> open_for_reading(const std::string& file);
+
+/// Makes the store if there is none, checks it, upgrades it, and opens it. The caller is in the entrance.
+Result<Database> open_for_writing(const std::string& file);
 
 }  // namespace trainyard::store

@@ -147,7 +147,8 @@ Spec read_spec(const Source& source, void (*read)(ObjectReader&, Spec&), Problem
 
 class ScenarioReader {
  public:
-  ScenarioReader(const json& value, const std::string& file) : value_(value), file_(file), resolver_(problems_) {}
+  ScenarioReader(const json& value, const std::string& file, const OtherPolicies* policies = nullptr)
+      : value_(value), file_(file), other_policies_(policies), resolver_(problems_) {}
 
   Result<Scenario> read() {
     ObjectReader from(value_, file_, "$", problems_);
@@ -182,7 +183,8 @@ class ScenarioReader {
     // Rules between values make sense only once every value is readable.
     if (problems_.empty()) validate_all();
     if (!problems_.empty()) return problems_;
-    out_.written = {written(model_), written(plan_), written(cluster_)};
+    out_.written = {written(model_), written(plan_), written(cluster_), written(faults_), {}};
+    for (const Source& policy : policies_) out_.written.policies.push_back(written(policy));
     return out_;
   }
 
@@ -204,11 +206,18 @@ class ScenarioReader {
 
   void policies(ObjectReader& from) {
     const json* list = from.take("policies");
+    if (other_policies_ != nullptr) {
+      const json other = json::parse(other_policies_->list);
+      return read_policies(other, other_policies_->file, other_policies_->path);
+    }
     if (list == nullptr) return;
     if (!list->is_array()) return from.problem("policies", "must be a list", "write [ ... ]");
-    for (std::size_t i = 0; i < list->size() && problems_.size() <= kMaxProblems; ++i) {
-      std::optional<Source> source =
-          resolver_.resolve((*list)[i], file_, fmt::format("{}[{}]", from.path_of("policies"), i));
+    read_policies(*list, file_, from.path_of("policies"));
+  }
+
+  void read_policies(const json& list, const std::string& file, const std::string& path) {
+    for (std::size_t i = 0; i < list.size() && problems_.size() <= kMaxProblems; ++i) {
+      std::optional<Source> source = resolver_.resolve(list[i], file, fmt::format("{}[{}]", path, i));
       if (!source) continue;
       out_.policies.push_back(read_spec(*source, read_policy, problems_));
       policies_.push_back(std::move(*source));
@@ -355,6 +364,7 @@ class ScenarioReader {
 
   const json& value_;
   const std::string& file_;
+  const OtherPolicies* other_policies_;
   Problems problems_;
   Resolver resolver_;
   Scenario out_;
@@ -387,6 +397,12 @@ Result<Scenario> load_scenario(const std::string& file) {
   Result<json> read = read_json_file(file);
   if (!read) return read.problems();
   return ScenarioReader(read.value(), file).read();
+}
+
+Result<Scenario> load_scenario(const std::string& file, const OtherPolicies& policies) {
+  Result<json> read = read_json_file(file);
+  if (!read) return read.problems();
+  return ScenarioReader(read.value(), file, &policies).read();
 }
 
 Result<ModelSpec> load_model(const std::string& file) { return load_spec(file, read_model); }

@@ -39,13 +39,21 @@ struct Scenario {
 
   /// Parts as they were read, references followed: JSON with sorted keys. Whoever compares scenarios compares these.
   struct Written {
-    std::string model, plan, cluster;
+    std::string model, plan, cluster, faults;
+    std::vector<std::string> policies;
   } written;
 };
 
 /// Reads a scenario file and what it refers to (paths relative to the file that names them),
 /// validates everything and returns all problems found.
 Result<Scenario> load_scenario(const std::string& file);
+
+/// Policies in place of a scenario's own: a JSON list as a scenario has it, written under `path` of `file`, from where
+/// its references are followed.
+struct OtherPolicies {
+  std::string list, file, path;
+};
+Result<Scenario> load_scenario(const std::string& file, const OtherPolicies& policies);
 
 /// The same from text; `file` is used in messages and to resolve references.
 Result<Scenario> parse_scenario(std::string_view text, const std::string& file);

@@ -7,7 +7,7 @@
 #include <regex>
 #include <set>
 
-#include "models/spec/scenario.h"
+#include "models/spec/sweep_spec.h"
 #include "tests/store/temp_dir.h"
 
 using namespace trainyard;
@@ -26,8 +26,8 @@ std::vector<std::string> files_in(const std::string& folder) {
   return out;
 }
 
-// Folders of parts, which a scenario names; all other files are scenarios.
-const std::set<std::string> kParts{"models", "plans", "clusters", "faults", "policies", "profiles"};
+// Folders of parts, which a scenario names, and of sweeps, which name a scenario; all other files are scenarios.
+const std::set<std::string> kParts{"models", "plans", "clusters", "faults", "policies", "profiles", "sweeps"};
 
 std::string all(const Problems& problems) {
   std::string text;
@@ -55,6 +55,13 @@ TEST_CASE("every shipped scenario loads") {
     ++scenarios;
   }
   CHECK(scenarios >= 14);
+}
+
+TEST_CASE("every shipped sweep makes its variations") {
+  for (const std::string& file : files_in("sweeps")) {
+    INFO(file);
+    CHECK(loaded(expand(loaded(load_sweep(file)))).variations.size() > 1);
+  }
 }
 
 TEST_CASE("every shipped model and cluster loads") {

@@ -11,7 +11,9 @@
 
 #include "store/run_reader.h"
 #include "store/run_writer.h"
+#include "store/sweep_store.h"
 #include "tests/store/sample_run.h"
+#include "tests/store/sample_sweep.h"
 #include "tests/store/temp_dir.h"
 
 using namespace trainyard;
@@ -293,6 +295,10 @@ TEST_CASE("the queries in README.md run, and give rows where there is something 
   const TempDir dir;
   const std::string file = sample_store(dir);
   const std::string readme = read_file(TRAINYARD_SOURCE_DIR "/store/README.md");
+  {
+    SweepWriter sweep = SweepWriter::open(file, sample_sweep()).value();
+    REQUIRE(sweep.add({sample_cell(0, 1), sample_cell(1, 1)}).empty());
+  }
   const std::regex block("```sql\n([^`]*)```");
   sqlite3* handle = nullptr;
   REQUIRE(sqlite3_open(file.c_str(), &handle) == SQLITE_OK);
@@ -306,7 +312,7 @@ TEST_CASE("the queries in README.md run, and give rows where there is something 
     CHECK(sqlite3_exec(handle, sql.c_str(), count, &rows, &error) == SQLITE_OK);
     if (sql.find("4711") == std::string::npos) CHECK(rows > 0);
   }
-  CHECK(queries == 5);
+  CHECK(queries == 6);
   sqlite3_close(handle);
 }
 

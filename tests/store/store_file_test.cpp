@@ -92,9 +92,10 @@ TEST_CASE("a store of the first schema is brought up to date by its next writer,
   const TempDir dir;
   const std::string file = big_store(dir);
   const std::string slices = std::to_string(RunReader::open(file).value().slices(1, 0).value().size());
-  // As the first schema had it: no runs that trained.
+  // As the first schema had it: no runs that trained, no sweeps.
   REQUIRE(execute(file, R"(
-    PRAGMA foreign_keys = OFF; DROP TABLE training_steps;
+    PRAGMA foreign_keys = OFF; DROP TABLE training_steps; DROP VIEW named_cells; DROP TABLE sweep_cells;
+    DROP TABLE sweep_variations; DROP TABLE sweeps;
     CREATE TABLE old (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL,
       kind TEXT NOT NULL CHECK (kind IN ('step', 'run')), status TEXT NOT NULL, started_unix_ns INTEGER NOT NULL,
       ended_unix_ns INTEGER, version TEXT NOT NULL, commit_id TEXT NOT NULL, seed TEXT NOT NULL, parameters TEXT NOT NULL,

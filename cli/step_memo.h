@@ -1,0 +1,53 @@
+// Step times by state of degradation, each simulated once, however many runs come to it.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "cli/job.h"
+#include "sim/run_simulator.h"
+#include "sim/step_simulator.h"
+
+namespace trainyard::cli {
+
+struct StepMemoOptions {
+  bool unfold = false;  // every rank on its own
+  bool merge = true;    // ops that only follow each other as one
+  std::string progress = "none";
+};
+
+struct MemoUse {
+  std::int64_t hits = 0, misses = 0;
+  double miss_wall_s = 0;
+};
+
+class StepMemo {
+ public:
+  StepMemo(const Job& job, StepMemoOptions options, MemoUse& use)
+      : job_(job), options_(std::move(options)), use_(use) {}
+
+  /// Simulates a step; nothing is remembered.
+  Result<StepResult> simulate(const std::vector<InjectedFault>& degradations, bool timeline);
+
+  /// What the step takes in a run where nothing is degraded. Before the first time_of().
+  void set_healthy(const StepResult& step) { healthy_ = of(step); }
+
+  /// For the run simulator: never the healthy time in place of a state that was not simulated.
+  StepTime time_of(const std::vector<InjectedFault>& active);
+
+ private:
+  [[nodiscard]] StepTime of(const StepResult& step) const;
+
+  const Job& job_;
+  const StepMemoOptions options_;
+  MemoUse& use_;
+  StepTime healthy_;
+  std::map<std::string, StepTime> memo_;
+};
+
+/// A run of the job's scenario under a policy and the scenario's seed. `memo` outlives it.
+RunInput run_input(const Job& job, const PolicySpec& policy, StepMemo& memo);
+
+}  // namespace trainyard::cli

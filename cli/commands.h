@@ -32,6 +32,7 @@ void add_run(CLI::App& app, Context& context);
 /// Into the command "plan".
 void add_plan_validate(CLI::App& plan, Context& context);
 /// Into the command "sim".
+void add_sim_fuzz(CLI::App& sim, Context& context);
 void add_sim_sweep(CLI::App& sim, Context& context);
 void add_sim_compare(CLI::App& sim, Context& context);
 /// Into the command "run".

@@ -102,6 +102,7 @@ void add_sim(CLI::App& app, Context& context) {
   run->add_flag("--allow-oom", options->allow_oom, "Simulate a plan that does not fit the device's memory");
   run->add_flag("--no-store", options->no_store, "Do not write to the run store");
   run->callback([options, &context] { context.run = [options, &context] { return run_scenario(*options, context); }; });
+  add_sim_fuzz(*sim, context);
   add_sim_sweep(*sim, context);
   add_sim_compare(*sim, context);
 }

@@ -135,6 +135,8 @@ class Controller {
   /// All steps up to this one are done by ranks that may commit; not all need be durable.
   [[nodiscard]] std::int64_t steps_done() const { return steps_done_; }
 
+  /// Ejected, and not yet heard of as repaired.
+  [[nodiscard]] bool is_away(NodeId node) const { return roster_.is_away(node); }
   /// The checkpoint is in progress: nothing has made it void.
   [[nodiscard]] bool wants_checkpoint(const ActionKey& key) const { return book_.in_progress(key); }
 

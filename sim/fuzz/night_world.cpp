@@ -28,6 +28,8 @@ using namespace recovery;  // NOLINT(google-build-using-namespace): this file is
 
 constexpr std::size_t kMailKept = 300;
 constexpr std::int64_t kPoll_ns = 2'000'000'000;
+/// Events at one moment; a real night has hundreds when old mail comes again.
+constexpr std::int64_t kMostAtOnce = 20'000;
 
 /// Training is deterministic: after step k every rank has value chain(k).
 std::uint64_t trained(std::uint64_t value, std::int64_t step) {
@@ -82,6 +84,8 @@ class World {
   NightResult run() {
     set_the_stage();
     while (!queue_.empty() && !over_) {
+      at_once_ = queue_.top().at_ns == now_ns_ ? at_once_ + 1 : 0;
+      if (at_once_ > kMostAtOnce) violate("the launcher spins: time stands still");
       now_ns_ = queue_.top().at_ns;
       const Task task = std::move(const_cast<Entry&>(queue_.top()).task);  // the order does not look at it
       queue_.pop();
@@ -266,6 +270,7 @@ class World {
     const std::vector<Action> actions = shadow_.step(entry.now_ns, entry.event);
     tell_log("{} -> {} : {}", to_string(before), to_string(shadow_.state()), describe(entry.event));
     watch_ranges(entry, actions);
+    watch_event(entry.event);
     for (const Action& action : actions) {
       const std::string text = describe(action);
       XXH64_update(hash_, text.data(), text.size());
@@ -310,7 +315,16 @@ class World {
     violate(fmt::format("not in the transition table: {} --{}--> {}", to_string(from), kind_of(event), to_string(to)));
   }
 
+  void watch_event(const Event& event) {
+    const auto* found = std::get_if<StateFound>(&event);
+    if (found == nullptr || found->copy.tier == Tier::Remote) return;
+    if (static_cast<std::int64_t>(ever_written_[found->copy].size()) < k_.shards())
+      violate(fmt::format("I5: a copy of step {} that was never whole counts as found", found->copy.step));
+  }
+
   void watch_action(const Action& action) {
+    if (const auto* page = std::get_if<PageHuman>(&action.body))
+      if (page->reason == PageReason::NodeRetired) retired_.insert(*page->subject);
     if (const auto* eject = std::get_if<Eject>(&action.body)) {
       std::deque<std::int64_t>& times_ns = ejections_ns_[eject->node / k_.nodes_per_domain];
       while (!times_ns.empty() && times_ns.front() + to_ns(k_.ejection_window_s) <= now_ns_) times_ns.pop_front();
@@ -588,10 +602,23 @@ class World {
       return in(k_.step_s * slowest, [this] { train(); });
     }
     if (any && !held && !slow_to_come) wait_for_peers();
+    watch_standstill();
     at(now_ns_ + kPoll_ns, [this] { train(); });
   }
 
+  /// A job that should train and does not is noticed by somebody, while there is a launcher to notice.
+  void watch_standstill() {
+    if (!launcher_ || shadow_.state() != State::Running) {
+      standing_since_ns_ = now_ns_;
+      return;
+    }
+    const double bound_s = k_.training_s + k_.detection_s + 2 * k_.collective_timeout_s + 120;
+    if (static_cast<double>(now_ns_ - standing_since_ns_) / kNsPerS > bound_s)
+      violate(fmt::format("I8: nobody notices that the job has stood still for {:.0f} s", bound_s));
+  }
+
   void step() {
+    standing_since_ns_ = now_ns_;
     if (group_epoch_ < fenced_epoch_) violate(fmt::format("I3: epoch {} trains after it was fenced", group_epoch_));
     std::map<std::int64_t, NodeId> slots;
     const Node& first = node(group_.front());
@@ -636,7 +663,8 @@ class World {
     }
   }
 
-  static void keep(std::vector<Shard>& copies, const Shard& its) {
+  void keep(std::vector<Shard>& copies, const Shard& its) {
+    ever_written_[its.copy].insert(its.shard);
     copies.push_back(its);
     const auto same = [&](const Shard& other) { return other.copy.tier == its.copy.tier && other.shard == its.shard; };
     if (std::count_if(copies.begin(), copies.end(), same) > 2)
@@ -885,14 +913,25 @@ class World {
     in(1, [this] { start_launcher(); });
     in(60, [this] { look(); });
     in(k_.calm_s, [this] {
+      if (const auto id = missing_node())
+        violate(fmt::format("liveness: node {} was sent away and never went to repair", *id));
       violate(
           fmt::format("liveness: {:g} s after the mischief ended no new checkpoint is durable; the controller is {}",
                       k_.calm_s, to_string(shadow_.state())));
     });
   }
 
+  /// Sent away, not in repair, and not told to stay away.
+  std::optional<NodeId> missing_node() {
+    for (NodeId id = 0; id < static_cast<NodeId>(nodes_.size()); ++id)
+      if (shadow_.is_away(id) && !node(id).in_repair && !retired_.contains(id)) return id;
+    return std::nullopt;
+  }
+
   void look() {
-    if (shadow_.state() == State::Running && result_.calm_recovery_s > 0 && shadow_.durable_step() > calm_step_) {
+    const bool trains =
+        shadow_.state() == State::Running && result_.calm_recovery_s > 0 && shadow_.durable_step() > calm_step_;
+    if (trains && !missing_node()) {
       over_ = true;
       return;
     }
@@ -907,7 +946,7 @@ class World {
   bool over_ = false;
 
   std::priority_queue<Entry> queue_;
-  std::int64_t order_ = 0, now_ns_ = 0;
+  std::int64_t order_ = 0, now_ns_ = 0, at_once_ = 0;
   RandomStream mail_draws_, work_draws_, symptom_draws_;
   double loss_ = 0, repeat_ = 0;
   std::deque<Task> post_;
@@ -930,6 +969,9 @@ class World {
   std::vector<std::uint64_t> chain_;
   bool tainted_ = false;
   std::set<ActionKey> repairs_;
+  std::set<NodeId> retired_;
+  std::map<StateCopy, std::set<std::int64_t>> ever_written_;
+  std::int64_t standing_since_ns_ = 0;
 
   std::int64_t store_epoch_ = 0, store_down_until_ns_ = 0;
   std::map<ActionKey, std::map<std::int64_t, Shard>> store_shards_;

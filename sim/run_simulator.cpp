@@ -24,15 +24,8 @@ namespace {
 constexpr double kMaxExpectedEvents = 1e7;
 constexpr double kHourlyInterval_s = 3600;
 
-double total_rate_per_gpu_hour(const FaultSpec& faults) {
-  double rate = 0;
-  for (const FaultCause& cause : faults.causes) rate += cause.rate_per_gpu_hour;
-  return rate;
-}
-
 double mtbf_s(const RunInput& input) {
-  return mean_time_between_failures_s(total_rate_per_gpu_hour(input.faults),
-                                      input.job_nodes * input.cluster.gpus_per_node);
+  return mean_time_between_failures_s(failures_per_gpu_hour(input), input.job_nodes * input.cluster.gpus_per_node);
 }
 
 void check_sizes(const RunInput& input, const std::string& path, Problems& problems) {
@@ -61,6 +54,21 @@ void check_sizes(const RunInput& input, const std::string& path, Problems& probl
     problems.push_back({"", path + ".cluster.storage.remote_write_bytes_per_s",
                         fmt::format("{}", input.cluster.storage.remote_write_bytes_per_s),
                         "checkpoints need storage to write to", "give the bandwidth of the remote store"});
+}
+
+/// What policies can say and the run simulator does not do yet must not pass for done.
+void check_supported(const RunInput& input, const std::string& path, Problems& problems) {
+  const PolicySpec& policy = input.policy;
+  const auto refuse = [&](bool asked, const char* key, const char* value) {
+    if (asked)
+      problems.push_back({"", path + ".policy." + key, value,
+                          "is rehearsed by sim fuzz only: a run over time does not simulate it yet",
+                          "remove it for this run", ProblemKind::MissingCapability});
+  };
+  refuse(policy.checkpoints.usual_tier != CheckpointTier::Remote, "checkpoints.usual_tier", "not remote");
+  refuse(policy.checkpoints.hash_vote, "checkpoints.hash_vote", "true");
+  refuse(policy.elastic.enabled, "elastic", "{...}");
+  refuse(policy.in_process_restart, "in_process_restart", "true");
 }
 
 void check_work(const RunInput& input, const std::string& path, Problems& problems) {
@@ -140,8 +148,14 @@ simgrid::s4u::Host* platform_host() {
 Problems validate(const RunInput& input, const std::string& path) {
   Problems problems;
   check_sizes(input, path, problems);
+  check_supported(input, path, problems);
   if (problems.empty()) check_work(input, path, problems);
   return problems;
+}
+
+double failures_per_gpu_hour(const RunInput& input) {
+  const double of_nodes = input.faults.generator.faults_per_node_day() / 24;
+  return input.faults.total_rate_per_gpu_hour() + of_nodes / static_cast<double>(input.cluster.gpus_per_node);
 }
 
 double checkpoint_interval_s(const RunInput& input) {

@@ -85,6 +85,9 @@ Result<RunResult> simulate_run(const RunInput& input);
 /// The same input under seeds input.seed, input.seed + 1, ...
 std::vector<RunInput> with_seeds(const RunInput& input, std::int64_t count);
 
+/// Of the job's GPUs: causes, and the generator's faults of whole nodes spread over their GPUs.
+double failures_per_gpu_hour(const RunInput& input);
+
 /// The interval that `input` uses: the policy's, or, where that is 0, the exact optimum for the
 /// job's failure rate. Where the rate is 0 too: hourly. A stall of 0 counts as 1 s here, or
 /// the optimum would be to save always.

@@ -10,6 +10,7 @@
 
 #include "models/base/check.h"
 #include "models/base/units.h"
+#include "models/faults/fault_mode.h"
 #include "models/recovery/goodput.h"
 
 namespace trainyard {
@@ -34,6 +35,9 @@ constexpr std::int64_t kQueuePairTimeoutNs = kQueuePairRetries * kQueuePairRetry
 // XIDs with which GPUs die in the field, all of which NVIDIA answers with a reset or worse:
 // double-bit ECC, off the bus, uncontained ECC, GSP timeout, unrecovered ECC.
 constexpr std::array kFatalXids = {48, 79, 95, 119, 140};
+
+// How long slowness is watched before it is called so.
+constexpr std::int64_t kStragglerWindowNs = 60'000'000'000;
 
 // Rounding in a step count that has been advanced by many divisions.
 constexpr double kStepEpsilon = 1e-9;
@@ -80,11 +84,10 @@ RunWorld::RunWorld(const RunInput& input, sg4::Host* host)
     : input_(input),
       duration_ns_(to_ns(input.duration_s)),
       held_nodes_(input.job_nodes + input.policy.spare_nodes),
-      controller_config_(
-          recovery::controller_config(input.policy, {input.job_nodes, nodes_per_domain(input.cluster), input.replicas},
-                                      checkpoint_interval_s(input),
-                                      mean_time_between_failures_s(input.faults.total_rate_per_gpu_hour(),
-                                                                   input.job_nodes * input.cluster.gpus_per_node))),
+      controller_config_(recovery::controller_config(
+          input.policy, {input.job_nodes, nodes_per_domain(input.cluster), input.replicas},
+          checkpoint_interval_s(input),
+          mean_time_between_failures_s(failures_per_gpu_hour(input), input.job_nodes * input.cluster.gpus_per_node))),
       controller_(controller_config_),
       injector_("fault injector", host, [this](std::int64_t at_ns) { advance(at_ns); }),
       cluster_("cluster", host, [this](std::int64_t at_ns) { advance(at_ns); }),
@@ -93,19 +96,12 @@ RunWorld::RunWorld(const RunInput& input, sg4::Host* host)
       timers_("timers", host, [this](std::int64_t at_ns) { advance(at_ns); }),
       symptom_draws_(input.seed, "run.symptoms"),
       repair_draws_(input.seed, "run.repair") {
-  const FaultSpec& faults = input_.faults;
-  double rate_per_gpu_hour = 0;
-  for (std::size_t i = 0; i < faults.causes.size(); ++i) {
-    const FaultCause& cause = faults.causes[i];
-    const bool strikes_spares = cause.scope == FaultScope::Gpu || cause.scope == FaultScope::Node;
-    const std::int64_t nodes = strikes_spares ? held_nodes_ : input_.job_nodes;
-    rate_per_gpu_hour += cause.rate_per_gpu_hour;
-    arrival_s_.push_back(mean_time_between_failures_s(cause.rate_per_gpu_hour, nodes * input_.cluster.gpus_per_node));
-    arrivals_.emplace_back(input_.seed, "run.fault.arrivals", i);
-    victims_.emplace_back(input_.seed, "run.fault.victims", i);
-    result_.by_cause.push_back({cause.name, 0, 0});
-  }
-  if (!faults.injected.empty()) result_.by_cause.push_back({"injected", 0, 0});
+  const faults::FleetShape shape{input_.job_nodes, held_nodes_, input_.cluster.gpus_per_node, duration_ns_};
+  source_ = faults::make_fault_source(input_.faults, shape, input_.seed);
+  for (const std::string& name : faults::cause_names(input_.faults)) result_.by_cause.push_back({name, 0, 0});
+  if (!input_.faults.injected.empty()) result_.by_cause.push_back({"injected", 0, 0});
+  for (const auto& [node, temperature] : controller_.spares())
+    if (temperature != recovery::Temperature::Hot) temperature_.emplace(node, temperature);
   step_time_ = input_.step_times({});
   healthy_step_s_ = step_time_.step_s;
   result_.seed = input_.seed;
@@ -114,7 +110,7 @@ RunWorld::RunWorld(const RunInput& input, sg4::Host* host)
   result_.healthy_step_s = healthy_step_s_;
   result_.checkpoint_interval_s = checkpoint_interval_s(input_);
   result_.mean_time_between_failures_s =
-      mean_time_between_failures_s(rate_per_gpu_hour, input_.job_nodes * input_.cluster.gpus_per_node);
+      mean_time_between_failures_s(failures_per_gpu_hour(input_), input_.job_nodes * input_.cluster.gpus_per_node);
   result_.spares.configured = input_.policy.spare_nodes;
   result_.spares.fewest = input_.policy.spare_nodes;
 
@@ -122,7 +118,7 @@ RunWorld::RunWorld(const RunInput& input, sg4::Host* host)
   sg4::Actor::create("run", host, [this] {
     trace_.add(0, RunEventKind::Launched, -1, input_.policy.name);
     tell(recovery::Launched{0});
-    for (std::size_t i = 0; i < input_.faults.causes.size(); ++i) arm_cause(i);
+    arm_source();
     for (std::size_t i = 0; i < input_.faults.injected.size(); ++i) arm_injected(i);
     sg4::this_actor::sleep_for(input_.duration_s);
     advance(duration_ns_);
@@ -145,6 +141,7 @@ void RunWorld::advance(std::int64_t now_ns) {
     case JobMode::Training: train(duration_ns); break;
     case JobMode::Snapshot: book(Band::CheckpointStall, duration_ns); break;
     case JobMode::Stalled: book(Band::DegradedSlowdown, duration_ns); break;
+    case JobMode::Held:
     case JobMode::Dead: book(band_of_dead_time(), duration_ns); break;
   }
   const auto spares = static_cast<std::int64_t>(controller_.spares().size());
@@ -182,8 +179,7 @@ RunResult RunWorld::finish() {
   trace_.add(duration_ns_, RunEventKind::Ended, -1, "");
   result_.trace_hash = trace_.hash();
   result_.events = trace_.take_events();
-  for (std::size_t i = 0; i < arrivals_.size(); ++i)
-    result_.next_draw = mix64(mix64(result_.next_draw ^ arrivals_[i].next_u64()) ^ victims_[i].next_u64());
+  result_.next_draw = source_->next_draw();
   result_.next_draw = mix64(mix64(result_.next_draw ^ symptom_draws_.next_u64()) ^ repair_draws_.next_u64());
   if (input_.verify_replay) check_replay();
   return std::move(result_);
@@ -203,28 +199,55 @@ void RunWorld::check_replay() const {
 
 // ---- The fault injector -------------------------------------------------------------------
 
-void RunWorld::arm_cause(std::size_t cause) {
-  if (!std::isfinite(arrival_s_[cause])) return;
-  const double wait_s = arrivals_[cause].exponential(arrival_s_[cause]);
-  if (wait_s > input_.duration_s) return;  // past the end, and perhaps past what int64 holds
-  injector_.at(now_ns_ + to_ns(wait_s), [this, cause] {
-    strike(cause);
-    arm_cause(cause);
+/// To be called whenever the source may have changed its mind: after each fault and each change of a node.
+void RunWorld::arm_source() {
+  const std::optional<std::int64_t> next_ns = source_->next_ns();
+  if (!next_ns || *next_ns > duration_ns_) return;
+  injector_.at(std::max(*next_ns, now_ns_), [this, turn = ++source_turn_] {
+    if (turn == source_turn_) pull_faults();
   });
 }
 
-void RunWorld::strike(std::size_t cause) {
-  const FaultScope scope = input_.faults.causes[cause].scope;
-  if (scope == FaultScope::Job) return strike_job(cause);
-  const bool strikes_spares = scope == FaultScope::Gpu || scope == FaultScope::Node;
-  const std::uint64_t draw =
-      victims_[cause].below(static_cast<std::uint64_t>(strikes_spares ? held_nodes_ : input_.job_nodes));
-  // Nodes move between job, spares and shop; a fault of the fabric strikes where a rank is.
-  const NodeId node = strikes_spares ? static_cast<NodeId>(draw) : controller_.owners()[draw];
+void RunWorld::pull_faults() {
+  for (auto at_ns = source_->next_ns(); at_ns && *at_ns <= now_ns_; at_ns = source_->next_ns())
+    if (const std::optional<faults::Fault> fault = source_->take()) strike(*fault);
+  arm_source();
+}
+
+void RunWorld::node_is(NodeId node, faults::NodeUse use, std::int64_t slot) {
+  if (node >= held_nodes_) return;
+  source_->node_changed({now_ns_, node, use, slot});
+  arm_source();
+}
+
+void RunWorld::strike(const faults::Fault& fault) {
+  const faults::ModeRow& row = faults::row_of(fault.mode);
+  const std::vector<FaultCause>& causes = input_.faults.causes;
   Damage damage;
-  damage.scope = scope;
+  damage.scope = fault.cause < causes.size() ? causes[fault.cause].scope : scope_of(fault.mode);
   damage.symptom_after_ns = to_ns(input_.policy.detection_timeout_s);
-  strike_node(node, cause, damage);
+  if (fault.repair_ns) damage.repaired_at_ns = now_ns_ + *fault.repair_ns;
+  if (fault.node == faults::kWholeJob) return strike_job(fault.cause);
+  const bool stops_job = fault.cause < causes.size() && causes[fault.cause].stops_job;
+  if (row.effect == faults::Effect::Slows && !stops_job) {
+    InjectedFault part;
+    part.kind = kind_of(fault.mode);
+    part.node = fault.node;
+    part.device = fault.device;
+    part.factor = fault.factor;
+    count_failure(fault.cause, fault.node);
+    std::optional<std::int64_t> ends_at_ns;
+    if (fault.duration_ns) ends_at_ns = now_ns_ + *fault.duration_ns;
+    return begin_slow(part, ends_at_ns);
+  }
+  if (row.scope == faults::ModeScope::Leaf) return strike_leaf(fault, damage);
+  strike_node(fault.node, fault.cause, damage);
+}
+
+/// Every node of the leaf at once; it counts as one failure of the struck node and one of each other.
+void RunWorld::strike_leaf(const faults::Fault& fault, Damage damage) {
+  const std::int64_t size = nodes_per_domain(input_.cluster), first = fault.node / size * size;
+  for (NodeId node = first; node < std::min(first + size, held_nodes_); ++node) strike_node(node, fault.cause, damage);
 }
 
 /// A software failure: no node is to blame.
@@ -291,13 +314,7 @@ void RunWorld::begin_injected(std::size_t index) {
   if (fault.duration_s && *fault.duration_s < input_.duration_s) ends_at_ns = now_ns_ + to_ns(*fault.duration_s);
   switch (fault.kind) {
     case InjectedKind::GpuSlow:
-    case InjectedKind::NicSlow:
-      if (in_shop_.contains(fault.node)) return;
-      trace_.add(now_ns_, RunEventKind::FaultBegins, fault.node,
-                 fault.kind == InjectedKind::GpuSlow ? "gpu_slow" : "nic_slow");
-      active_slow_.insert(index);
-      if (ends_at_ns) injector_.at(*ends_at_ns, [this, index] { end_slow(index); });
-      return degradations_changed();
+    case InjectedKind::NicSlow: return begin_slow(fault, ends_at_ns);
     case InjectedKind::LinkDown: return link_down(fault.node, ends_at_ns);
     case InjectedKind::NodeCrash: {
       Damage damage;
@@ -309,10 +326,36 @@ void RunWorld::begin_injected(std::size_t index) {
   }
 }
 
-void RunWorld::end_slow(std::size_t index) {
-  if (active_slow_.erase(index) == 0) return;
-  trace_.add(now_ns_, RunEventKind::FaultEnds, input_.faults.injected[index].node, "");
+void RunWorld::begin_slow(const InjectedFault& part, std::optional<std::int64_t> ends_at_ns) {
+  if (in_shop_.contains(part.node)) return;
+  trace_.add(now_ns_, RunEventKind::FaultBegins, part.node,
+             part.kind == InjectedKind::GpuSlow ? "gpu_slow" : "nic_slow");
+  const std::int64_t id = slow_begun_++;
+  slow_.emplace(id, part);
+  if (ends_at_ns && *ends_at_ns <= duration_ns_) injector_.at(*ends_at_ns, [this, id] { end_slow(id); });
   degradations_changed();
+  watch_straggler(id);
+}
+
+void RunWorld::end_slow(std::int64_t id) {
+  const auto slow = slow_.find(id);
+  if (slow == slow_.end()) return;
+  const NodeId node = slow->second.node;
+  slow_.erase(slow);
+  trace_.add(now_ns_, RunEventKind::FaultEnds, node, "");
+  degradations_changed();
+  if (input_.policy.stragglers.replace_at_slowdown > 0) tell(recovery::StragglingOver{node});
+}
+
+/// Once it has slowed the job for a minute, telemetry names it; in each epoch anew.
+void RunWorld::watch_straggler(std::int64_t id) {
+  if (input_.policy.stragglers.replace_at_slowdown <= 0) return;
+  cluster_.at(now_ns_ + kStragglerWindowNs, [this, id, epoch = controller_.epoch()] {
+    const auto slow = slow_.find(id);
+    if (slow == slow_.end() || epoch != controller_.epoch() || mode_ != JobMode::Training) return;
+    if (!controller_.slot_of(slow->second.node)) return;
+    tell(recovery::Straggling{epoch, slow->second.node, step_time_.step_s / healthy_step_s_});
+  });
 }
 
 // ---- Links --------------------------------------------------------------------------------
@@ -336,8 +379,9 @@ void RunWorld::link_down(NodeId node, std::optional<std::int64_t> up_ns) {
 void RunWorld::link_bites(NodeId node, std::optional<std::int64_t> up_ns) {
   const auto damaged = damaged_.find(node);
   if (damaged == damaged_.end() || !damaged->second.link_only || damaged->second.ends_at_ns != up_ns) return;
-  if (!controller_.slot_of(node) || mode_ == JobMode::Dead) return;  // shows when communicators are built
-  if (mode_ == JobMode::Snapshot)                                    // no collective before the snapshot is over
+  const bool waits = mode_ == JobMode::Dead || mode_ == JobMode::Held;
+  if (!controller_.slot_of(node) || waits) return;  // shows when communicators are built
+  if (mode_ == JobMode::Snapshot)                   // no collective before the snapshot is over
     return injector_.at(snapshot_end_ns_ + 1, [this, node, up_ns] { link_bites(node, up_ns); });
   if (up_ns && *up_ns - now_ns_ <= kQueuePairTimeoutNs) return link_stall(*up_ns - now_ns_);
   count_failure(result_.by_cause.size() - 1, node);
@@ -444,8 +488,8 @@ void RunWorld::set_training() {
 /// Asks for the step time anew if the slow parts that the job holds have changed.
 void RunWorld::degradations_changed() {
   std::vector<InjectedFault> parts;
-  for (const std::size_t index : active_slow_) {
-    InjectedFault fault = input_.faults.injected[index];
+  for (const auto& [id, part] : slow_) {
+    InjectedFault fault = part;
     const std::optional<std::int64_t> slot = controller_.slot_of(fault.node);
     if (!slot) continue;
     fault.node = *slot;
@@ -496,7 +540,10 @@ void RunWorld::end_snapshot(std::int64_t step, std::int64_t begun_ns) {
     checkpoint_durable(step);
     tell(recovery::CheckpointDurable{key, step});
   });
-  set_training();
+  if (hold_)
+    mode_ = JobMode::Held;
+  else
+    set_training();
 }
 
 void RunWorld::checkpoint_durable(std::int64_t step) {
@@ -542,7 +589,7 @@ std::optional<double> RunWorld::phase_s(const Action& action) const {
       [&](const auto& body) -> std::optional<double> {
         using Body = std::decay_t<decltype(body)>;
         if constexpr (std::is_same_v<Body, recovery::Fence>) return policy.fence_s;
-        if constexpr (std::is_same_v<Body, recovery::PromoteSpare>) return policy.allocate_s;
+        if constexpr (std::is_same_v<Body, recovery::PromoteSpare>) return policy.allocate_s + extra_s(body.node);
         if constexpr (std::is_same_v<Body, recovery::StartProcesses>) return policy.process_start_s;
         if constexpr (std::is_same_v<Body, recovery::BuildCommunicators>) return policy.communicators_s;
         if constexpr (std::is_same_v<Body, recovery::LoadState>) return policy.load_state_s;
@@ -584,6 +631,7 @@ void RunWorld::phase_acted(const Action& action) {
   if (const auto* resume = std::get_if<recovery::Resume>(&action.body)) {
     progress_steps_ = static_cast<double>(resume->step);
     set_training();
+    for (const auto& [id, part] : slow_) watch_straggler(id);
   }
   tell(Answered{action.key, Outcome::Acted, std::nullopt});
 }
@@ -603,6 +651,7 @@ void RunWorld::perform(const recovery::StartProcesses&, const ActionKey&) { proc
 
 void RunWorld::perform(const recovery::PromoteSpare& promote, const ActionKey&) {
   trace_.add(now_ns_, RunEventKind::Promote, promote.node, "");
+  node_is(promote.node, faults::NodeUse::Job, promote.slot);
   degradations_changed();
 }
 
@@ -610,14 +659,19 @@ void RunWorld::perform(const recovery::Eject& eject, const ActionKey& key) {
   const NodeId node = eject.node;
   trace_.add(now_ns_, RunEventKind::Eject, node, "");
   in_shop_.insert(node);
-  std::erase_if(active_slow_, [&](std::size_t index) { return input_.faults.injected[index].node == node; });
+  std::erase_if(slow_, [&](const auto& slow) { return slow.second.node == node; });
+  node_is(node, faults::NodeUse::InRepair);
   degradations_changed();
   const auto damaged = damaged_.find(node);
   const bool injected = damaged != damaged_.end() && damaged->second.injected;
+  const auto given_ns = damaged == damaged_.end() ? std::nullopt : damaged->second.repaired_at_ns;
   if (injected && !damaged->second.ends_at_ns) return;  // never comes back
   std::int64_t back_ns = 0;
   if (injected) {
     back_ns = std::max(now_ns_, *damaged->second.ends_at_ns);
+  } else if (given_ns) {
+    back_ns = std::max(now_ns_, *given_ns);
+    if (back_ns > duration_ns_) return;
   } else {
     const double repair_s =
         repair_draws_.lognormal(std::log(input_.policy.repair_median_s), input_.policy.repair_sigma);
@@ -627,24 +681,43 @@ void RunWorld::perform(const recovery::Eject& eject, const ActionKey& key) {
   repair_shop_.at(back_ns, [this, node, key] {
     in_shop_.erase(node);
     damaged_.erase(node);
+    node_is(node, faults::NodeUse::Spare);
+    temperature_[node] = recovery::Temperature::Warm;
     trace_.add(now_ns_, RunEventKind::Repaired, node, "");
     tell(recovery::NodeRepaired{key, node});
   });
 }
 
-void RunWorld::perform(const recovery::HeatSpare&, const ActionKey& key) {
-  tell(Answered{key, Outcome::Acted, std::nullopt});
+void RunWorld::perform(const recovery::HeatSpare& heat, const ActionKey& key) {
+  cluster_.at(now_ns_ + to_ns(extra_s(heat.node)), [this, heat, key] {
+    temperature_.erase(heat.node);
+    tell(Answered{key, Outcome::Acted, std::nullopt});
+  });
 }
 
-void RunWorld::perform(const recovery::ReturnToRepair&, const ActionKey&) {}
-
-void RunWorld::perform(const recovery::TestNode&, const ActionKey& key) {
-  tell(Answered{key, Outcome::Acted, std::nullopt});
+/// On top of the time for a spare that is hot.
+double RunWorld::extra_s(NodeId node) const {
+  const auto its = temperature_.find(node);
+  if (its == temperature_.end()) return 0;
+  return its->second == recovery::Temperature::Cold ? input_.policy.spares.cold_extra_s
+                                                    : input_.policy.spares.warm_extra_s;
 }
 
-void RunWorld::perform(const recovery::TakeCheckpoint&, const ActionKey& key) {
+void RunWorld::perform(const recovery::ReturnToRepair&, const ActionKey&) {
+  TY_CHECK(false, "no node fails its test here");
+}
+
+void RunWorld::perform(const recovery::TestNode& test, const ActionKey& key) {
+  const ReadmissionPolicy& readmission = input_.policy.readmission;
+  const double seconds = test.thorough ? readmission.thorough_test_s : readmission.test_s;
+  if (seconds > input_.duration_s) return;
+  repair_shop_.at(now_ns_ + to_ns(seconds), [this, key] { tell(Answered{key, Outcome::Acted, std::nullopt}); });
+}
+
+void RunWorld::perform(const recovery::TakeCheckpoint& take, const ActionKey& key) {
   if (mode_ == JobMode::Dead) return;
   checkpoint_ = key;
+  hold_ = take.hold;
   if (mode_ == JobMode::Training) arm_step_boundary();
 }
 

@@ -14,6 +14,7 @@
 #include <simgrid/s4u.hpp>
 
 #include "models/base/random.h"
+#include "models/faults/fault_source.h"
 #include "models/recovery/controller.h"
 #include "sim/run_agenda.h"
 #include "sim/run_result.h"
@@ -38,6 +39,7 @@ class RunWorld {
     Training,
     Snapshot,  // standing still for a checkpoint
     Stalled,   // waiting for a link
+    Held,      // after the snapshot of a planned restart
     Dead,      // no rank makes progress
   };
 
@@ -48,6 +50,8 @@ class RunWorld {
     /// drawn time.
     bool injected = false;
     std::optional<std::int64_t> ends_at_ns;
+    /// Given by the source of the fault: when the node is sound again. Else a repair time is drawn.
+    std::optional<std::int64_t> repaired_at_ns;
     /// A link that is down and mends by itself; the node is sound.
     bool link_only = false;
     /// From when somebody waits for the node to when they complain.
@@ -62,20 +66,25 @@ class RunWorld {
   [[nodiscard]] Band band_of_dead_time() const;
 
   // The fault injector.
-  void arm_cause(std::size_t cause);
-  void strike(std::size_t cause);
+  void arm_source();
+  void pull_faults();
+  void strike(const faults::Fault& fault);
+  void strike_leaf(const faults::Fault& fault, Damage damage);
   void strike_job(std::size_t cause);
   void strike_node(NodeId node, std::size_t cause, Damage damage);
   void count_failure(std::size_t cause, NodeId node);
   void arm_injected(std::size_t index);
   void begin_injected(std::size_t index);
-  void end_slow(std::size_t index);
+  void begin_slow(const InjectedFault& part, std::optional<std::int64_t> ends_at_ns);
+  void end_slow(std::int64_t id);
+  void watch_straggler(std::int64_t id);
   void link_down(NodeId node, std::optional<std::int64_t> up_ns);
   void link_bites(NodeId node, std::optional<std::int64_t> up_ns);
   void link_stall(std::int64_t down_ns);
   void link_up(NodeId node, std::int64_t up_ns);
 
   // Symptoms.
+  void node_is(NodeId node, faults::NodeUse use, std::int64_t slot = 0);
   void schedule_symptom(NodeId node, std::int64_t due_ns, std::int64_t last_seen_ns);
   void show_symptom(NodeId node, std::int64_t epoch, std::int64_t last_seen_ns);
   NodeId some_owner();
@@ -96,6 +105,7 @@ class RunWorld {
   void control();
   void tell(const recovery::Event& event);
   void carry_out(const recovery::Action& action);
+  [[nodiscard]] double extra_s(NodeId node) const;
   [[nodiscard]] std::optional<double> phase_s(const recovery::Action& action) const;
   void phase_over(const recovery::Action& action);
   [[nodiscard]] std::vector<NodeId> blockers(const recovery::Action& action) const;
@@ -140,15 +150,16 @@ class RunWorld {
   Agenda repair_shop_;
   Agenda timers_;
 
-  std::vector<RandomStream> arrivals_;
-  std::vector<RandomStream> victims_;
-  std::vector<double> arrival_s_;
+  std::unique_ptr<faults::FaultSource> source_;
+  std::int64_t source_turn_ = 0;
   RandomStream symptom_draws_;
   RandomStream repair_draws_;
 
   std::map<NodeId, Damage> damaged_;
   std::set<NodeId> in_shop_;
-  std::set<std::size_t> active_slow_;  // injected GpuSlow and NicSlow
+  std::map<std::int64_t, InjectedFault> slow_;  // GpuSlow and NicSlow, in the order in which they began
+  std::int64_t slow_begun_ = 0;
+  std::map<NodeId, recovery::Temperature> temperature_;  // of spares that are not hot
   std::vector<std::string> causes_since_running_;
   double lost_since_running_s_ = 0;
 
@@ -167,6 +178,7 @@ class RunWorld {
   std::int64_t life_ = 0;
   std::int64_t boundary_ = 0;  // the same for the awaited step boundary
   std::optional<recovery::ActionKey> checkpoint_;
+  bool hold_ = false;  // after its snapshot
   /// A software failure struck while processes came up: nothing of this epoch will finish.
   bool processes_crashed_ = false;
   std::optional<recovery::Action> blocked_phase_;

@@ -184,7 +184,7 @@ ControllerConfig controller_config(const PolicySpec& policy, const JobShape& job
   config.roster = roster_config(policy, job);
   config.checkpoints = checkpoint_config(policy, checkpoint_interval_s, expected_mtbf_s);
   config.stragglers = {policy.stragglers.replace_at_slowdown, to_ns(policy.stragglers.patience_s)};
-  config.hot_spares = policy.spares.hot < 0 ? 0 : policy.spares.hot;
+  config.hot_spares = policy.spares.hot < 0 ? policy.spare_nodes : policy.spares.hot;
   config.regrow_patience_ns = to_ns(policy.elastic.regrow_patience_s);
   config.maintenance_lead_ns = to_ns(policy.maintenance_lead_s);
   config.exits_before_blame = policy.exits_before_blame;

@@ -24,7 +24,8 @@ void read_cause(ObjectReader& from, FaultCause& cause) {
                            {"network", FaultScope::Network},
                            {"job", FaultScope::Job}})
       .text("source", cause.source)
-      .number("rate_per_gpu_hour", cause.rate_per_gpu_hour, {0, 1});
+      .number("rate_per_gpu_hour", cause.rate_per_gpu_hour, {0, 1})
+      .boolean("stops_job", cause.stops_job);
   if (from.has("mode")) read_mode(from, cause.mode.emplace(default_mode(cause.scope)));
   double count = 0, gpu_hours = 0;
   from.number("count", count, {0, 1e12}).number("gpu_hours", gpu_hours, {1, 1e18});

@@ -62,6 +62,8 @@ struct FaultCause {
   double rate_per_gpu_hour = 0;
   std::string source;
   std::optional<FaultMode> mode = {};  // unset: default_mode(scope)
+  /// The rate is that of interruptions: they stop the job even where the mode by itself only slows or corrupts.
+  bool stops_job = false;
 
   [[nodiscard]] FaultMode effective_mode() const { return mode.value_or(default_mode(scope)); }
 };

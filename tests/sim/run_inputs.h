@@ -22,7 +22,11 @@ inline RunInput colossus(const PolicySpec& policy, double duration_s) {
 }
 
 /// All causes of Llama 3's Table 5 together: 419 in 54 days on 16,384 GPUs.
-inline FaultSpec llama3_total() { return {{{"all", FaultScope::Gpu, 1.973e-5, "arXiv:2407.21783 Table 5"}}, {}}; }
+inline FaultSpec llama3_total() {
+  FaultSpec faults;
+  faults.causes = {{"all", FaultScope::Gpu, 1.973e-5, "arXiv:2407.21783 Table 5"}};
+  return faults;
+}
 
 /// Half an hour from a failure to training.
 inline PolicySpec slow_policy() {

@@ -161,7 +161,7 @@ TEST_CASE("With the spares exhausted the job waits until a node comes back") {
   // Gone from 5,000 to 12,200; asked for from 5,000 + 1 + 12 + 3 + 5 on.
   const double noticed_s = phase_s(result.recoveries[0], Phase::Detect);
   CHECK(result.band_s(Band::WaitForSpare) == Approx(7200 - noticed_s - 3 - 5));
-  CHECK(result.pages == 1);
+  CHECK(result.pages == 2);  // nobody came within the hour: paged again
   CHECK(count(result, RunEventKind::Repaired) == 1);
   CHECK(result.spares.availability == 0);
   check_ledgers_equal_bands(result);
@@ -417,4 +417,60 @@ TEST_CASE("Input that makes no sense is refused with all of its problems") {
   input.policy.checkpoint_interval_s = 1e-6;
   input.policy.checkpoint_stall_s = 0;
   CHECK(validate(input).size() == 2);
+}
+
+TEST_CASE("A straggler is replaced at a planned restart, and no work is lost") {
+  RunInput input = small_job();
+  input.step_times = [](const std::vector<InjectedFault>& slow) { return StepTime{slow.empty() ? 10.0 : 15.0, 100}; };
+  input.faults.injected = {injected(InjectedKind::GpuSlow, 5000, 1)};
+  input.faults.injected[0].factor = 1.5;
+  input.policy.stragglers.replace_at_slowdown = 1.2;
+  input.policy.stragglers.patience_s = 300;
+  const RunResult result = simulate(input);
+  REQUIRE(result.recoveries.size() == 1);
+  const RunRecovery& restart = result.recoveries[0];
+  CHECK(restart.ledger.ejected_nodes == std::vector<std::int64_t>{1});
+  CHECK(restart.lost_work_s == 0);
+  CHECK(phase_s(restart, Phase::Detect) == 0);
+  CHECK(phase_s(restart, Phase::Decide) == 0);
+  CHECK(result.band_s(Band::LostWork) == 0);
+  // Slow from 5,000 s: a minute until it is called so, the patience, then up to a step until the snapshot.
+  CHECK(result.band_s(Band::DegradedSlowdown) == Approx((60 + 300) / 3.0).margin(15 + 5));
+  check_ledgers_equal_bands(result);
+
+  input.policy.stragglers.replace_at_slowdown = 0;
+  const RunResult tolerated = simulate(input);
+  CHECK(tolerated.recoveries.empty());
+  CHECK(tolerated.effective_training_time < 0.72);
+  CHECK(result.effective_training_time > 0.95);
+}
+
+TEST_CASE("A fleet's faults take nodes away for as long as the fleet says") {
+  RunInput input = small_job();
+  FaultTrace trace;
+  trace.nodes = 6;
+  trace.days = 1;
+  trace.classes = {{"crash", FaultMode::HostCrash}};
+  trace.faults = {{1, 0.1, 0.3, 0}};
+  input.faults.generator.kind = GeneratorKind::Trace;
+  input.faults.generator.trace = trace;
+  const RunResult result = simulate(input);
+  CHECK(result.failures == 1);
+  REQUIRE(result.recoveries.size() == 1);
+  CHECK(result.recoveries[0].causes == std::vector<std::string>{"crash"});
+  const auto repaired = std::find_if(result.events.begin(), result.events.end(),
+                                     [](const RunEvent& event) { return event.kind == RunEventKind::Repaired; });
+  REQUIRE(repaired != result.events.end());
+  CHECK(static_cast<double>(repaired->time_ns) * 1e-9 == Approx(0.3 * 86400));
+}
+
+TEST_CASE("What a run does not simulate yet is refused, not ignored") {
+  RunInput input = small_job();
+  input.policy.elastic.enabled = true;
+  input.policy.checkpoints.usual_tier = CheckpointTier::Peer;
+  const Problems problems = validate(input);
+  REQUIRE(problems.size() == 2);
+  CHECK(problems[0].path == "$.policy.checkpoints.usual_tier");
+  CHECK(problems[1].path == "$.policy.elastic");
+  CHECK(problems[0].kind == ProblemKind::MissingCapability);
 }

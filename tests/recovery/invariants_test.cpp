@@ -318,7 +318,8 @@ TEST_CASE("I5 no checkpoint before its quorum") {
       for (const Action& action : seen.actions) {
         if (std::holds_alternative<TakeCheckpoint>(action.body)) *in_progress = action.key;
         if (std::holds_alternative<Fence>(action.body)) in_progress->reset();
-        if (const auto* load = std::get_if<LoadState>(&action.body)) REQUIRE(load->copy.step == seen.after.durable_step);
+        if (const auto* load = std::get_if<LoadState>(&action.body))
+          REQUIRE(load->copy.step == seen.after.durable_step);
         if (const auto* resume = std::get_if<Resume>(&action.body)) REQUIRE(resume->step == seen.after.durable_step);
       }
     };

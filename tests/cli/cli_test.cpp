@@ -538,7 +538,7 @@ TEST_CASE("a plan is executed as it was validated, or not without being asked", 
   }
 }
 
-TEST_CASE("this machine is measured, a job predicted and trained, and the two are laid side by side", "[cli]") {
+TEST_CASE("this machine is measured, a job predicted and trained, and the two are laid side by side", "[cli][.slow]") {
   const Yard yard;
   const std::string job = yard.file("job.json", R"({ "schema": 1, "name": "mine",
     "model": { "base": ")" + std::string(TRAINYARD_SOURCE_DIR) +

@@ -7,8 +7,6 @@
 #include <thread>
 #include <utility>
 
-#include <nlohmann/json.hpp>
-
 #include "models/base/random.h"
 #include "models/base/stop.h"
 #include "models/recovery/controller.h"
@@ -109,7 +107,7 @@ class Minimiser {
 
   Night run() {
     less_mischief();
-    kinder();
+    plain();
     less_mischief();
     return night_;
   }
@@ -140,25 +138,15 @@ class Minimiser {
     }
   }
 
-  template <class Change>
-  void try_with(Change change) {
-    Night candidate = night_;
-    change(candidate.knobs);
-    if (to_json(candidate) != to_json(night_)) keep_if_it_fails(std::move(candidate));
-  }
-
-  void kinder() {
-    const NightKnobs plain;
-    try_with([](NightKnobs& k) { k.loss = k.repeat = 0; });
-    try_with([&](NightKnobs& k) { k.delay_s = plain.delay_s, k.delay_sigma = plain.delay_sigma; });
-    try_with([&](NightKnobs& k) { k.bad_repair = plain.bad_repair; });
-    try_with([&](NightKnobs& k) { k.lemon_ejections = k.retire_ejections = 0; });
-    try_with([&](NightKnobs& k) { k.hash_vote = false; });
-    try_with([&](NightKnobs& k) { k.adaptive_cadence = false; });
-    try_with([&](NightKnobs& k) { k.usual_tier = plain.usual_tier, k.permanent_every = plain.permanent_every; });
-    try_with([&](NightKnobs& k) { k.replace_at_slowdown = plain.replace_at_slowdown; });
-    try_with([&](NightKnobs& k) { k.readmission_test = plain.readmission_test; });
-    try_with([&](NightKnobs& k) { k.step_s = plain.step_s, k.checkpoint_interval_s = plain.checkpoint_interval_s; });
+  /// One knob after the other at its default, as long as any can be.
+  void plain() {
+    for (bool better = true; better;) {
+      better = false;
+      for (Night& candidate : plainer(night_)) {
+        better = keep_if_it_fails(std::move(candidate));
+        if (better) break;
+      }
+    }
   }
 
   Night night_;

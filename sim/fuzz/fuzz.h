@@ -46,7 +46,7 @@ struct FuzzOptions {
 FuzzResult fuzz(const FuzzOptions& options);
 
 /// The shortest night found in which the same invariant is violated: mischief is left out (delta
-/// debugging: Zeller 2002, ddmin), then the network made kind and knobs set back to their defaults.
+/// debugging: Zeller 2002, ddmin), and knobs set back to their defaults.
 /// `played`: how many nights that took.
 Night minimise(const Night& night, std::int64_t* played = nullptr);
 

@@ -344,4 +344,28 @@ Result<Night> night_from_json(const nlohmann::json& json, const std::string& fil
   return night;
 }
 
+std::vector<Night> plainer(const Night& night) {
+  NightKnobs plain;
+  std::vector<nlohmann::json> defaults;
+  for_each_knob(plain, [&](const char*, auto& value, double, double) { defaults.emplace_back(value); });
+  std::vector<Night> nights;
+  for (std::size_t which = 0; which < defaults.size(); ++which) {
+    Night candidate = night;
+    std::size_t index = 0;
+    bool changed = false;
+    for_each_knob(candidate.knobs, [&](const char*, auto& value, double, double) {
+      if (index++ != which || nlohmann::json(value) == defaults[which]) return;
+      defaults[which].get_to(value);
+      changed = true;
+    });
+    Problems problems;
+    check(candidate.knobs, "", problems);
+    const std::int64_t nodes = candidate.knobs.slots + candidate.knobs.spares();
+    const bool fits = std::all_of(candidate.mischief.begin(), candidate.mischief.end(),
+                                  [nodes](const Mischief& m) { return m.node < nodes && m.other < nodes; });
+    if (changed && fits && problems.empty()) nights.push_back(std::move(candidate));
+  }
+  return nights;
+}
+
 }  // namespace trainyard::fuzz

@@ -102,6 +102,9 @@ struct Night {
 /// A night as the seed has it: every knob and every fault drawn.
 Night draw_night(std::uint64_t seed);
 
+/// The night with one knob at its default, for each that is not, where the night then still makes sense.
+std::vector<Night> plainer(const Night& night);
+
 recovery::LauncherConfig launcher_config(const NightKnobs& knobs);
 
 /// {"schema": 1, "seed", "knobs": {...}, "mischief": [...]}; knobs at their defaults are left out.

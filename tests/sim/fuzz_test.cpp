@@ -1,8 +1,11 @@
 // The fuzzer itself: it is deterministic, its nights can be written down, and it finds what is wrong. What it finds
 // wrong with planted bugs is in mutants/.
+#include <filesystem>
+
 #include <catch2/catch.hpp>
 #include <nlohmann/json.hpp>
 
+#include "models/spec/json_reader.h"
 #include "sim/fuzz/fuzz.h"
 
 using namespace trainyard;
@@ -72,4 +75,19 @@ TEST_CASE("a night that goes wrong is cut down to what it takes") {
   CHECK(shortest.mischief[0].kind == MischiefKind::NodeCrash);
   CHECK(play(shortest).violation.rfind("liveness", 0) == 0);
   CHECK(played < 100);
+}
+
+TEST_CASE("the nights on which planted bugs showed pass without them") {
+  std::int64_t nights = 0;
+  for (const auto& file : std::filesystem::directory_iterator(TRAINYARD_SOURCE_DIR "/tests/sim/nights")) {
+    if (file.path().extension() != ".json") continue;
+    INFO(file.path());
+    const Result<nlohmann::json> json = read_json_file(file.path().string());
+    REQUIRE(json);
+    const Result<Night> night = night_from_json(json.value(), file.path().string());
+    REQUIRE(night);
+    CHECK(play(night.value()).violation.empty());
+    ++nights;
+  }
+  CHECK(nights >= 15);
 }

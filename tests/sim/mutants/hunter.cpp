@@ -1,6 +1,10 @@
 // Plays nights with the code that it is linked with, until one goes wrong. Exit code 0: found.
+//     hunter NIGHTS [FILE]     FILE: the night, cut down
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
+
+#include <nlohmann/json.hpp>
 
 #include "sim/fuzz/fuzz.h"
 
@@ -16,5 +20,6 @@ int main(int argc, char** argv) {
   }
   const Violation& first = result.violations.front();
   std::printf("seed %llu: %s\n", static_cast<unsigned long long>(first.seed), first.what.c_str());
+  if (argc > 2) std::ofstream(argv[2]) << to_json(minimise(draw_night(first.seed))).dump(1) << "\n";
   return 0;
 }

@@ -870,7 +870,8 @@ class World {
   void corrupt(NodeId id) {
     Node& n = node(id);
     if (!n.agent || n.agent->ranks() != RanksState::Training) return;
-    n.value = mix64(n.value);
+    // No two corruptions are alike, or replicas might agree on one.
+    n.value = mix64(n.value ^ mix64(static_cast<std::uint64_t>(now_ns_ + id)));
     // Without a vote, or with a single voter, nobody can know.
     std::int64_t voters = 0;
     for (const NodeId member : group_)

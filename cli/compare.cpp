@@ -142,7 +142,7 @@ std::string comparison_text(const json& its) {
 
 // --- who is meant
 
-// "fast-90s,spare_nodes=4" as its parts.
+// "grok-90s,spare_nodes=4" as its parts.
 std::set<std::string> parts_of(const std::string& name) {
   std::set<std::string> parts;
   std::istringstream stream(name);
@@ -242,8 +242,8 @@ int compare(const Options& options, const Context& context) {
 void add_sim_compare(CLI::App& sim, Context& context) {
   CLI::App* command = add_command(
       sim, "compare", "Whether one policy of a sweep is really better than another, seed by seed",
-      "  trainyard sim compare slow-30min fast-90s\n"
-      "  trainyard sim compare fast-90s,checkpoint_interval_s=60 fast-90s,checkpoint_interval_s=120 --sweep latest\n"
+      "  trainyard sim compare baseline-2023 grok-90s\n"
+      "  trainyard sim compare grok-90s,checkpoint_interval_s=60 grok-90s,checkpoint_interval_s=120 --sweep latest\n"
       "  trainyard sim compare checkpoint_interval_s=60 checkpoint_interval_s=120    # where that names one each\n"
       "  trainyard sim compare --sweeps 3 5    # variation by variation, such as before and after a change");
   auto options = std::make_shared<Options>();

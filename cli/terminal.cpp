@@ -101,8 +101,8 @@ std::string bar(double share, int width) {
 }
 
 std::string mark(std::size_t i) {
-  static constexpr const char* kUnicode[] = {"█", "▓", "▒", "░", "▞", "▚", "▤", "▥", "▦", "▧", "▨", "▩", "▣", "◫"};
-  static constexpr const char kAscii[] = "#x+-=o*%@&~:;,";
+  static constexpr const char* kUnicode[] = {"█", "▓", "▒", "░", "▞", "▚", "▤", "▥", "▦", "▧", "▨", "▩", "▣", "◫", "◪"};
+  static constexpr const char kAscii[] = "#x+-=o*%@&~:;,^";
   return unicode() ? kUnicode[i % std::size(kUnicode)] : std::string(1, kAscii[i % (std::size(kAscii) - 1)]);
 }
 

@@ -12,8 +12,8 @@ namespace trainyard::store {
 
 /// A policy with its varied keys.
 struct SweepVariation {
-  std::string name;    // "fast-90s,checkpoint_interval_s=60"
-  std::string policy;  // "fast-90s"
+  std::string name;    // "grok-90s,checkpoint_interval_s=60"
+  std::string policy;  // "grok-90s"
   std::string changes_json = "{}";
   std::string policy_json = "{}";
   bool operator==(const SweepVariation&) const = default;

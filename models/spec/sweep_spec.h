@@ -41,8 +41,8 @@ Problems add_axis(const std::string& text, SweepSpec& sweep);
 
 /// One policy with one combination of values.
 struct Variation {
-  std::string name;     // "fast-90s,checkpoint_interval_s=60"
-  std::string policy;   // "fast-90s"
+  std::string name;     // "grok-90s,checkpoint_interval_s=60"
+  std::string policy;   // "grok-90s"
   std::string changes;  // the varied keys as a JSON object: "{}" without any
   std::string written;  // the whole policy as JSON
 };

@@ -246,7 +246,7 @@ TEST_CASE("runs meet states that nobody foresaw", "[cli]") {
                                                        R"(models/tiny-llama.json",
       "plan": {"tp": 2, "dp": 8, "sequence_length": 16, "global_batch_size": 8},
       "cluster": ")" + scenarios + R"(clusters/two-racks.json", "duration_s": 3600,
-      "policies": [{"base": ")" + scenarios + R"(policies/fast-90s.json", "spare_nodes": 4}],
+      "policies": [{"base": ")" + scenarios + R"(policies/grok-90s.json", "spare_nodes": 4}],
       "faults": {"injected": [)" + faults + "]}}");
     const Outcome outcome = yard.run("sim run " + file + " --json --no-store -q");
     INFO(outcome.err);
@@ -339,10 +339,10 @@ TEST_CASE("exit codes say what went wrong, and messages where", "[cli]") {
   CHECK(contains(with(R"(, "hardware": "a100-sxm")", R"(, "stack": "torch")").err,
                  "measured on h100-sxm, h200-sxm only"));
   CHECK(with(R"(, "name": "red \u001b[31m")", "").code == 2);
-  const std::string policy = R"({"base": ")" + scenarios + R"(policies/fast-90s.json", "spare_nodes": 1)";
+  const std::string policy = R"({"base": ")" + scenarios + R"(policies/grok-90s.json", "spare_nodes": 1)";
   const Outcome twice = with("", R"(, "duration_s": 60, "policies": [)" + policy + "}, " + policy + "}]");
   CHECK(twice.code == 2);
-  CHECK(contains(twice.err, "$.policies[1].name = fast-90s"));
+  CHECK(contains(twice.err, "$.policies[1].name = grok-90s"));
   const Outcome cadence = with("", R"(, "duration_s": 3600, "policies": [)" + policy +
                                        R"(, "checkpoint_interval_s": 1e-9, "checkpoint_stall_s": 0}])");
   CHECK(cadence.code == 2);
@@ -471,7 +471,7 @@ TEST_CASE("a plan is executed as it was validated, or not without being asked", 
            clusters + R"(localhost.json", "nodes": 4 },
       "faults": { "injected": [ { "kind": "node_crash", "node": 0, "at_s": 7200 } ] },
       "policies": [ { "base": ")" +
-           policies + R"(fast-90s.json", "spare_nodes": 2 } ] })";
+           policies + R"(grok-90s.json", "spare_nodes": 2 } ] })";
   };
   const std::string job = yard.file("job.json", job_text("", ""));
   const std::string run = "exec run '" + job + "' --no-store -q ";

@@ -19,7 +19,7 @@ using namespace trainyard::test;
 namespace {
 
 const std::string kScenario = TRAINYARD_SOURCE_DIR "/scenarios/tiny/grok1-a-day.json";
-const std::string kFast = TRAINYARD_SOURCE_DIR "/scenarios/policies/fast-90s.json";
+const std::string kFast = TRAINYARD_SOURCE_DIR "/scenarios/policies/grok-90s.json";
 
 // An environment variable, for the time of a test.
 class Variable {
@@ -143,8 +143,8 @@ TEST_CASE("policies that are alike differ by exactly nothing", "[cli][sweep]") {
                  { "base": ")" + kFast + R"(", "spare_nodes": 4, "name": "twin" }] })");
   REQUIRE(yard.run("sim sweep " + file + " -q").code == 0);
   const std::string csv = cells_of(yard);
-  CHECK(column(csv, "trace_hash", "fast-90s") == column(csv, "trace_hash", "twin"));
-  const auto compared = nlohmann::json::parse(yard.run("sim compare fast-90s twin --json").out)[0];
+  CHECK(column(csv, "trace_hash", "grok-90s") == column(csv, "trace_hash", "twin"));
+  const auto compared = nlohmann::json::parse(yard.run("sim compare grok-90s twin --json").out)[0];
   for (const char* measure : {"effective_training_time", "median_recovery_s"}) {
     CHECK(compared[measure]["mean"] == 0);
     CHECK(compared[measure]["half_width"] == 0);
@@ -158,8 +158,8 @@ TEST_CASE("a comparison is what a pocket calculator gives", "[cli][sweep]") {
   const Yard yard;
   REQUIRE(yard.run("sim sweep " + kScenario + " --seeds 5 -q --vary checkpoint_interval_s=60,120").code == 0);
   const std::string csv = cells_of(yard);
-  const auto of_a = numbers(column(csv, "effective_training_time", "fast-90s,checkpoint_interval_s=60"));
-  const auto of_b = numbers(column(csv, "effective_training_time", "fast-90s,checkpoint_interval_s=120"));
+  const auto of_a = numbers(column(csv, "effective_training_time", "grok-90s,checkpoint_interval_s=60"));
+  const auto of_b = numbers(column(csv, "effective_training_time", "grok-90s,checkpoint_interval_s=120"));
   REQUIRE(of_a.size() == 5);
   REQUIRE(of_b.size() == 5);
   double mean = 0, squares = 0;
@@ -167,7 +167,7 @@ TEST_CASE("a comparison is what a pocket calculator gives", "[cli][sweep]") {
   for (int i = 0; i < 5; ++i) squares += std::pow(of_b[i] - of_a[i] - mean, 2);
   const double half_width = 2.7764451 * std::sqrt(squares / 4 / 5);
   const Outcome outcome =
-      yard.run("sim compare checkpoint_interval_s=60,fast-90s fast-90s,checkpoint_interval_s=120 --json");
+      yard.run("sim compare checkpoint_interval_s=60,grok-90s grok-90s,checkpoint_interval_s=120 --json");
   REQUIRE(outcome.code == 0);
   const auto compared = nlohmann::json::parse(outcome.out)[0]["effective_training_time"];
   CHECK(compared["seeds"] == 5);
@@ -302,7 +302,7 @@ TEST_CASE("a sweep advises from its own cells, and sees the edge of its grid", "
   REQUIRE(outcome.code == 0);
   const auto advice = nlohmann::json::parse(outcome.out)["advice"];
   REQUIRE(advice.size() == 5);  // two keys of two policies, and the policies
-  CHECK(advice[0]["policy"] == "fast-90s");
+  CHECK(advice[0]["policy"] == "grok-90s");
   CHECK(advice[0]["key"] == "checkpoint_interval_s");
   CHECK(advice[0]["value"] == 0);
   CHECK(advice[0]["at_edge"].is_null());  // 0 stands for an interval between the others
@@ -312,7 +312,7 @@ TEST_CASE("a sweep advises from its own cells, and sees the edge of its grid", "
   CHECK(advice[1]["value"] == 4);
   CHECK(advice[1]["at_edge"] == "highest");
   CHECK(contains(advice[1]["text"], "It is the highest value tried"));
-  CHECK(contains(advice[4]["text"], "is better than slow-30min"));
+  CHECK(contains(advice[4]["text"], "is better than baseline-2023"));
 }
 
 TEST_CASE("mistakes about sweeps are told before anything is simulated", "[cli][sweep]") {
@@ -336,9 +336,9 @@ TEST_CASE("mistakes about sweeps are told before anything is simulated", "[cli][
   code_and_message("sim sweep " + lost, "named by $.scenario of");
   code_and_message("sim compare a b", "there is no run store here");
   REQUIRE(yard.run(sweep + " --seeds 1 -q").code == 0);
-  code_and_message("sim compare fast-90s fast", "is no variation of sweep 1");
-  code_and_message("sim compare fast-90s slow-30min --sweep 9", "no sweep has this id or name");
-  const Outcome one = yard.run("sim compare slow-30min fast-90s");
+  code_and_message("sim compare grok-90s fast", "is no variation of sweep 1");
+  code_and_message("sim compare grok-90s baseline-2023 --sweep 9", "no sweep has this id or name");
+  const Outcome one = yard.run("sim compare baseline-2023 grok-90s");
   CHECK(one.code == 0);
   CHECK(contains(one.out, "one seed cannot tell"));
 }

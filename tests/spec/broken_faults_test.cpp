@@ -9,7 +9,7 @@ namespace {
 
 const std::string kScenarios = std::string(TRAINYARD_SOURCE_DIR) + "/scenarios/";
 
-Result<Scenario> with(const std::string& faults, const std::string& policy = R"("policies/fast-90s.json")") {
+Result<Scenario> with(const std::string& faults, const std::string& policy = R"("policies/grok-90s.json")") {
   return parse_scenario(R"({
     "schema": 1, "name": "s", "seed": 1,
     "model": "models/tiny-llama.json",

@@ -16,7 +16,7 @@ std::string good() {
     "model": "models/tiny-llama.json",
     "plan": { "tp": 2, "pp": 2, "dp": 2, "sequence_length": 16, "global_batch_size": 4 },
     "cluster": "clusters/two-racks.json",
-    "policies": ["policies/fast-90s.json"],
+    "policies": ["policies/grok-90s.json"],
     "duration_s": 100
   })";
 }
@@ -51,7 +51,7 @@ void expect(const std::string& text, const std::vector<std::string>& fragments) 
 
 TEST_CASE("the file that the others are broken from is fine") {
   const std::string without_spares =
-      replaced(good(), "\"policies/fast-90s.json\"", R"({"base": "policies/fast-90s.json", "spare_nodes": 2})");
+      replaced(good(), "\"policies/grok-90s.json\"", R"({"base": "policies/grok-90s.json", "spare_nodes": 2})");
   CHECK(problems_of(without_spares).empty());
 }
 
@@ -100,7 +100,7 @@ TEST_CASE("broken scenario files") {
   }
   SECTION("a directory") { expect(replaced(good(), "models/tiny-llama.json", "models"), {"is a directory"}); }
   SECTION("a run without a policy") {
-    expect(replaced(good(), "\"policies\": [\"policies/fast-90s.json\"],", ""), {"$.policies", "recovery policy"});
+    expect(replaced(good(), "\"policies\": [\"policies/grok-90s.json\"],", ""), {"$.policies", "recovery policy"});
   }
   SECTION("more spares than nodes") { expect(good(), {"spare_nodes", "keep at most"}); }
   SECTION("deep nesting") { expect(std::string(100000, '[') + std::string(100000, ']'), {"nests deeper than 64"}); }
@@ -152,7 +152,7 @@ TEST_CASE("broken scenario files") {
   SECTION("more failures than a run can mean") {
     const std::string long_run = replaced(good(), "\"duration_s\": 100", "\"duration_s\": 1e9");
     const std::string few_spares =
-        replaced(long_run, "\"policies/fast-90s.json\"", R"({"base": "policies/fast-90s.json", "spare_nodes": 2})");
+        replaced(long_run, "\"policies/grok-90s.json\"", R"({"base": "policies/grok-90s.json", "spare_nodes": 2})");
     expect(
         replaced(
             few_spares, "\"seed\": 1,",

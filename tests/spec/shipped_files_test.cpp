@@ -127,11 +127,12 @@ TEST_CASE("Llama 3's fault table adds up to its 419 interruptions") {
   CHECK(scenario.plan.ranks() == 16384);
 }
 
-TEST_CASE("the two policies take half an hour and ninety seconds, lost work aside") {
+TEST_CASE("the policies take half an hour, ninety seconds, and fifty, lost work aside") {
   const Scenario scenario = loaded(load_scenario(kScenarios + "01-grok1-100k-week.json"));
-  REQUIRE(scenario.policies.size() == 2);
+  REQUIRE(scenario.policies.size() == 3);
   CHECK(scenario.policies[0].recovery_s() == 90);
   CHECK(scenario.policies[1].recovery_s() == 1800);
+  CHECK(scenario.policies[2].recovery_s() == 50);
 }
 
 TEST_CASE("every key that is read is documented") {

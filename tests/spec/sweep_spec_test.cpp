@@ -50,7 +50,7 @@ TEST_CASE("a scenario is a sweep of its own policies") {
   const Result<Sweep> sweep = expand(spec.value());
   REQUIRE(sweep.ok());
   REQUIRE(sweep.value().variations.size() == 2);
-  CHECK(sweep.value().variations[0].name == "fast-90s");
+  CHECK(sweep.value().variations[0].name == "grok-90s");
   CHECK(sweep.value().variations[0].changes == "{}");
   CHECK(sweep.value().first_seed() == 7);
   CHECK(sweep.value().spec.name == "grok1-a-day");
@@ -73,8 +73,8 @@ TEST_CASE("every policy is varied over the whole grid") {
     names.insert(policy.name);
   }
   CHECK(names.size() == 12);
-  CHECK(sweep.variations[3].name == "fast-90s,checkpoint_interval_s=90.5,spare_nodes=2");
-  CHECK(sweep.variations[3].policy == "fast-90s");
+  CHECK(sweep.variations[3].name == "grok-90s,checkpoint_interval_s=90.5,spare_nodes=2");
+  CHECK(sweep.variations[3].policy == "grok-90s");
   CHECK(sweep.variations[3].changes == R"({"checkpoint_interval_s":90.5,"spare_nodes":2})");
   CHECK(sweep.scenario.policies[3].checkpoint_interval_s == 90.5);
   CHECK(sweep.policies.size() == 2);
@@ -87,7 +87,7 @@ TEST_CASE("keys within keys are varied too") {
   REQUIRE(sweep.ok());
   REQUIRE(sweep.value().variations.size() == 4);
   CHECK(sweep.value().scenario.policies[1].spares.hot == 2);
-  CHECK(sweep.value().variations[1].name == "fast-90s,checkpoint_interval_s=60,checkpoints.cadence=fixed,spares.hot=2");
+  CHECK(sweep.value().variations[1].name == "grok-90s,checkpoint_interval_s=60,checkpoints.cadence=fixed,spares.hot=2");
   CHECK(is_like(SweepFile(R"(, "vary": { "spares.hot": [1, -1] })").complaints(), {"$.vary[\"spares.hot\"][1]: "}));
   CHECK(is_like(SweepFile(R"(, "vary": { "spares.hott": [1] })").complaints(),
                 {"$.vary[\"spares.hott\"][0]: is not a key"}));
@@ -95,7 +95,7 @@ TEST_CASE("keys within keys are varied too") {
 
 TEST_CASE("a sweep may bring policies of its own") {
   const SweepFile file(R"(, "policies": [{ "base": ")" + kPolicies +
-                       R"(fast-90s.json", "name": "mine", "spare_nodes": 3 }])");
+                       R"(grok-90s.json", "name": "mine", "spare_nodes": 3 }])");
   const Result<Sweep> sweep = file.load();
   REQUIRE(sweep.ok());
   REQUIRE(sweep.value().variations.size() == 1);

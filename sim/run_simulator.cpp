@@ -69,6 +69,14 @@ void check_supported(const RunInput& input, const std::string& path, Problems& p
   refuse(policy.checkpoints.hash_vote, "checkpoints.hash_vote", "true");
   refuse(policy.elastic.enabled, "elastic", "{...}");
   refuse(policy.in_process_restart, "in_process_restart", "true");
+  const auto& causes = input.faults.causes;
+  for (std::size_t i = 0; i < causes.size(); ++i) {
+    const FaultMode mode = causes[i].effective_mode();
+    if (mode != FaultMode::StorageOutage && mode != FaultMode::UserError) continue;
+    problems.push_back({"", fmt::format("{}.faults.causes[{}].mode", path, i), to_string(mode),
+                        "is in the catalogue, but a run over time does not simulate it yet", "remove this cause",
+                        ProblemKind::MissingCapability});
+  }
 }
 
 void check_work(const RunInput& input, const std::string& path, Problems& problems) {

@@ -235,16 +235,18 @@ void RunWorld::strike(const faults::Fault& fault) {
     part.node = fault.node;
     part.device = fault.device;
     part.factor = fault.factor;
-    count_failure(fault.cause, fault.node);
     std::optional<std::int64_t> ends_at_ns;
     if (fault.duration_ns) ends_at_ns = now_ns_ + *fault.duration_ns;
     return begin_slow(part, ends_at_ns);
   }
+  // A link that comes back by itself may be no more than a stall.
+  if (row.effect == faults::Effect::Stalls && row.scope == faults::ModeScope::Network && fault.duration_ns)
+    return link_down(fault.node, fault.cause, now_ns_ + *fault.duration_ns);
   if (row.scope == faults::ModeScope::Leaf) return strike_leaf(fault, damage);
   strike_node(fault.node, fault.cause, damage);
 }
 
-/// Every node of the leaf at once; it counts as one failure of the struck node and one of each other.
+/// Every node of the leaf at once, each counted.
 void RunWorld::strike_leaf(const faults::Fault& fault, Damage damage) {
   const std::int64_t size = nodes_per_domain(input_.cluster), first = fault.node / size * size;
   for (NodeId node = first; node < std::min(first + size, held_nodes_); ++node) strike_node(node, fault.cause, damage);
@@ -315,7 +317,7 @@ void RunWorld::begin_injected(std::size_t index) {
   switch (fault.kind) {
     case InjectedKind::GpuSlow:
     case InjectedKind::NicSlow: return begin_slow(fault, ends_at_ns);
-    case InjectedKind::LinkDown: return link_down(fault.node, ends_at_ns);
+    case InjectedKind::LinkDown: return link_down(fault.node, result_.by_cause.size() - 1, ends_at_ns);
     case InjectedKind::NodeCrash: {
       Damage damage;
       damage.injected = true;
@@ -360,7 +362,7 @@ void RunWorld::watch_straggler(std::int64_t id) {
 
 // ---- Links --------------------------------------------------------------------------------
 
-void RunWorld::link_down(NodeId node, std::optional<std::int64_t> up_ns) {
+void RunWorld::link_down(NodeId node, std::size_t cause, std::optional<std::int64_t> up_ns) {
   if (out_of_order(node)) return;
   trace_.add(now_ns_, RunEventKind::FaultBegins, node, "link_down");
   Damage damage;
@@ -368,6 +370,7 @@ void RunWorld::link_down(NodeId node, std::optional<std::int64_t> up_ns) {
   damage.injected = true;
   damage.ends_at_ns = up_ns;
   damage.link_only = true;
+  damage.cause = cause;
   damage.symptom_after_ns = kQueuePairTimeoutNs;
   damaged_.insert_or_assign(node, damage);
   if (up_ns) injector_.at(*up_ns, [this, node, up = *up_ns] { link_up(node, up); });
@@ -384,7 +387,7 @@ void RunWorld::link_bites(NodeId node, std::optional<std::int64_t> up_ns) {
   if (mode_ == JobMode::Snapshot)                   // no collective before the snapshot is over
     return injector_.at(snapshot_end_ns_ + 1, [this, node, up_ns] { link_bites(node, up_ns); });
   if (up_ns && *up_ns - now_ns_ <= kQueuePairTimeoutNs) return link_stall(*up_ns - now_ns_);
-  count_failure(result_.by_cause.size() - 1, node);
+  count_failure(damaged->second.cause, node);
   kill_job();
   schedule_symptom(node, now_ns_ + kQueuePairTimeoutNs, now_ns_);
 }
@@ -655,8 +658,12 @@ void RunWorld::perform(const recovery::PromoteSpare& promote, const ActionKey&) 
   degradations_changed();
 }
 
-void RunWorld::perform(const recovery::Eject& eject, const ActionKey& key) {
-  const NodeId node = eject.node;
+void RunWorld::perform(const recovery::Eject& eject, const ActionKey& key) { to_shop(eject.node, key); }
+
+/// Something broke on a node while it was tested: it goes back.
+void RunWorld::perform(const recovery::ReturnToRepair& back, const ActionKey& key) { to_shop(back.node, key); }
+
+void RunWorld::to_shop(NodeId node, const ActionKey& key) {
   trace_.add(now_ns_, RunEventKind::Eject, node, "");
   in_shop_.insert(node);
   std::erase_if(slow_, [&](const auto& slow) { return slow.second.node == node; });
@@ -701,10 +708,6 @@ double RunWorld::extra_s(NodeId node) const {
   if (its == temperature_.end()) return 0;
   return its->second == recovery::Temperature::Cold ? input_.policy.spares.cold_extra_s
                                                     : input_.policy.spares.warm_extra_s;
-}
-
-void RunWorld::perform(const recovery::ReturnToRepair&, const ActionKey&) {
-  TY_CHECK(false, "no node fails its test here");
 }
 
 void RunWorld::perform(const recovery::TestNode& test, const ActionKey& key) {

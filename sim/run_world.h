@@ -46,6 +46,7 @@ class RunWorld {
   /// What is wrong with a node.
   struct Damage {
     FaultScope scope = FaultScope::Node;
+    std::size_t cause = 0;  // of a link that is down: what is to blame once it stops the job
     /// An injected fault knows when it ends, or that it never does; others are repaired after a
     /// drawn time.
     bool injected = false;
@@ -78,7 +79,7 @@ class RunWorld {
   void begin_slow(const InjectedFault& part, std::optional<std::int64_t> ends_at_ns);
   void end_slow(std::int64_t id);
   void watch_straggler(std::int64_t id);
-  void link_down(NodeId node, std::optional<std::int64_t> up_ns);
+  void link_down(NodeId node, std::size_t cause, std::optional<std::int64_t> up_ns);
   void link_bites(NodeId node, std::optional<std::int64_t> up_ns);
   void link_stall(std::int64_t down_ns);
   void link_up(NodeId node, std::int64_t up_ns);
@@ -110,6 +111,7 @@ class RunWorld {
   void phase_over(const recovery::Action& action);
   [[nodiscard]] std::vector<NodeId> blockers(const recovery::Action& action) const;
   void phase_acted(const recovery::Action& action);
+  void to_shop(NodeId node, const recovery::ActionKey& key);
   void perform(const recovery::SetTimer& timer, const recovery::ActionKey& key);
   void perform(const recovery::Eject& eject, const recovery::ActionKey& key);
   void perform(const recovery::PageHuman& page, const recovery::ActionKey& key);

@@ -48,7 +48,6 @@ class Agent {
   std::vector<AgentOutput> hashed(const ActionKey& checkpoint, std::uint64_t hash);
   /// Lets the lease run out if it is over.
   std::vector<AgentOutput> tick(std::int64_t now_ns);
-  [[nodiscard]] std::int64_t lease_until_ns() const { return lease_until_ns_; }
 
   /// What happened to the ranks by themselves.
   void ranks_died() { ranks_ = RanksState::None; }

@@ -18,24 +18,13 @@ constexpr double kShortestInterval_s = 1;
 
 }  // namespace
 
-const char* to_string(Cadence cadence) {
-  switch (cadence) {
-    case Cadence::Fixed: return "fixed";
-    case Cadence::YoungDaly: return "young_daly";
-    case Cadence::Adaptive: return "adaptive";
-  }
-  return "?";
-}
-
 void CheckpointBook::launched(std::int64_t step) { durable_ = {Tier::Remote, step, {}}; }
 
 std::int64_t CheckpointBook::interval_ns(std::int64_t training_ns, std::int64_t failures) const {
   if (config_.cadence == Cadence::Fixed) return config_.interval_ns;
-  double mtbf_s = config_.expected_mtbf_s;
-  if (config_.cadence == Cadence::Adaptive) {
-    const double seen_s = static_cast<double>(training_ns) / kNsPerS;
-    mtbf_s = (kPriorFailures * mtbf_s + seen_s) / (kPriorFailures + static_cast<double>(failures));
-  }
+  const double seen_s = static_cast<double>(training_ns) / kNsPerS;
+  const double mtbf_s =
+      (kPriorFailures * config_.expected_mtbf_s + seen_s) / (kPriorFailures + static_cast<double>(failures));
   return to_ns(std::max(kShortestInterval_s, optimal_checkpoint_interval_s(mtbf_s, config_.stall_s)));
 }
 

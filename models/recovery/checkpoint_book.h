@@ -18,11 +18,9 @@
 namespace trainyard::recovery {
 
 enum class Cadence : std::uint8_t {
-  Fixed,      // every interval_ns
-  YoungDaly,  // the exact optimum for expected_mtbf_s
-  Adaptive,   // the same, for the rate of failures seen so far
+  Fixed,     // every interval_ns
+  Adaptive,  // the exact optimum for the rate of failures seen so far
 };
-const char* to_string(Cadence cadence);
 
 struct CheckpointConfig {
   Cadence cadence = Cadence::Fixed;
@@ -30,7 +28,7 @@ struct CheckpointConfig {
   std::int64_t interval_ns = 0;
   /// Time for which the job stands still for a snapshot.
   double stall_s = 5;
-  /// Mean time between failures of the job, as the plan has it.
+  /// Mean time between failures of the job, as the plan has it: what Adaptive starts from.
   double expected_mtbf_s = 0;
   /// Every checkpoint goes this deep, and every `permanent_every`-th goes on to Tier::Remote.
   Tier usual_tier = Tier::Remote;

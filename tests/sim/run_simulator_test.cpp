@@ -473,4 +473,39 @@ TEST_CASE("What a run does not simulate yet is refused, not ignored") {
   CHECK(problems[0].path == "$.policy.checkpoints.usual_tier");
   CHECK(problems[1].path == "$.policy.elastic");
   CHECK(problems[0].kind == ProblemKind::MissingCapability);
+
+  RunInput outage = small_job();
+  outage.faults.causes = {{"store", FaultScope::Job, 1e-6, "test", FaultMode::StorageOutage}};
+  REQUIRE(validate(outage).size() == 1);
+  CHECK(validate(outage)[0].path == "$.faults.causes[0].mode");
+}
+
+TEST_CASE("What breaks on a node while it is tested sends it back to repair") {
+  RunInput input = small_job();
+  input.policy.repair_median_s = 600;
+  input.policy.readmission.test_s = 20000;
+  input.policy.max_ejections_per_domain_per_hour = 1000;
+  input.faults.causes = {{"often", FaultScope::Gpu, 1.0 / (32 * 0.5), "test"}};
+  std::int64_t ejections = 0, repairs = 0;
+  const auto results = run_many(with_seeds(input, 8));
+  for (const RunResult& result : results.value()) {
+    CHECK(sum_s(result) == Approx(86400).margin(1e-9));
+    ejections += count(result, RunEventKind::Eject);
+    repairs += count(result, RunEventKind::Repaired);
+  }
+  CHECK(ejections > 40);
+  CHECK(repairs > 20);
+}
+
+TEST_CASE("A link that flaps at random stalls the job, and only a long flap stops it") {
+  RunInput input = small_job();
+  input.policy.checkpoint_interval_s = 600;
+  input.faults.causes = {{"flap", FaultScope::Network, 1.0 / (32 * 0.5), "test", FaultMode::LinkFlap},
+                         {"other", FaultScope::Gpu, 1e-12, "test"}};
+  const RunResult result = simulate(input);
+  CHECK(result.by_cause[1].failures == 0);
+  CHECK(result.by_cause[0].failures == static_cast<std::int64_t>(result.recoveries.size()));
+  CHECK(result.band_s(Band::DegradedSlowdown) > 0);
+  CHECK(result.recoveries.size() < 10);  // of dozens of flaps
+  CHECK(count(result, RunEventKind::FaultBegins) > 20);
 }

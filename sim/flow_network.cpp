@@ -10,6 +10,7 @@
 #include <simgrid/s4u.hpp>
 
 #include "models/base/check.h"
+#include "sim/simgrid_engine.h"
 
 namespace trainyard {
 
@@ -51,7 +52,7 @@ Weights reduced(const Fold& fold) {
 }  // namespace
 
 struct FlowNetwork::Impl {
-  std::unique_ptr<sg4::Engine> engine;
+  sg4::Engine* engine = nullptr;
   sg4::Host* home = nullptr;
   std::vector<std::pair<sg4::Host*, sg4::Host*>> ends;  // by channel class
   std::vector<sg4::Link*> links;                        // by link class; null when nothing crosses it
@@ -121,10 +122,7 @@ struct FlowNetwork::Impl {
 };
 
 FlowNetwork::FlowNetwork(const Fold& fold) : impl_(std::make_unique<Impl>()) {
-  std::string name = "trainyard", quiet = "--log=root.thresh:warning";
-  char* argv[] = {name.data(), quiet.data(), nullptr};
-  int argc = 2;
-  impl_->engine = std::make_unique<sg4::Engine>(&argc, argv);
+  impl_->engine = simgrid_engine();
   // Plain max-min sharing: none of the TCP corrections, no penalty for round-trip times. Moments closer than
   // surf/precision (by default a nanosecond) count as one.
   for (const char* setting : {"network/model:CM02", "network/crosstraffic:0", "network/weight-S:0",

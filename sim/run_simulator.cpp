@@ -16,6 +16,7 @@
 #include "models/recovery/goodput.h"
 #include "sim/child_process.h"
 #include "sim/run_world.h"
+#include "sim/simgrid_engine.h"
 
 namespace trainyard {
 namespace {
@@ -140,10 +141,7 @@ class AskedStepTimes {
 
 simgrid::s4u::Host* platform_host() {
   namespace sg4 = simgrid::s4u;
-  static int argc = 1;
-  static char name[] = "trainyard";
-  static char* argv[] = {name, nullptr};
-  sg4::Engine* engine = sg4::Engine::get_instance(&argc, argv);
+  sg4::Engine* engine = simgrid_engine();
   if (engine->get_host_count() > 0) return engine->get_all_hosts().front();
   sg4::NetZone* zone = sg4::create_empty_zone("run");
   sg4::Host* host = zone->create_host("control", 1e9);

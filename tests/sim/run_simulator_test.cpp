@@ -12,6 +12,7 @@
 #include <simgrid/s4u.hpp>
 
 #include "models/base/units.h"
+#include "sim/simgrid_engine.h"
 #include "tests/sim/run_inputs.h"
 
 using namespace trainyard;
@@ -375,15 +376,12 @@ TEST_CASE("A process whose SimGrid has run before simulates the same") {
   const std::uint64_t expected = simulate(input).trace_hash;
   const pid_t pid = fork();  // SimGrid has one engine per process: keep this one clean
   if (pid == 0) {
-    int argc = 1;
-    char name[] = "test";
-    char* argv[] = {name, nullptr};
-    simgrid::s4u::Engine engine(&argc, argv);
+    simgrid::s4u::Engine* engine = simgrid_engine();
     simgrid::s4u::NetZone* zone = simgrid::s4u::create_empty_zone("zone");
     simgrid::s4u::Host* host = zone->create_host("host", 1e9);
     zone->seal();
     simgrid::s4u::Actor::create("sleeper", host, [] { simgrid::s4u::this_actor::sleep_for(12.25); });
-    engine.run();
+    engine->run();
     const bool clock_moved = simgrid::s4u::Engine::get_clock() > 12;
     const auto result = simulate_run(input);
     _exit(clock_moved && result.ok() && result.value().trace_hash == expected ? 0 : 1);

@@ -1,0 +1,24 @@
+// SimGrid's engine: one in a process.
+#pragma once
+
+#include <iterator>
+
+#include <simgrid/s4u.hpp>
+
+namespace trainyard {
+
+/// Made by the first call, quiet below warnings, on the stacks that this build needs; it lives as long as the process.
+inline simgrid::s4u::Engine* simgrid_engine() {
+  static char name[] = "trainyard", quiet[] = "--log=root.thresh:warning";
+#if defined(__SANITIZE_ADDRESS__)
+  // AddressSanitizer does not know the stacks that SimGrid swaps, and reports errors where an exception unwound one.
+  static char stacks[] = "--cfg=contexts/factory:thread";
+  static char* arguments[] = {name, quiet, stacks, nullptr};
+#else
+  static char* arguments[] = {name, quiet, nullptr};
+#endif
+  static int count = static_cast<int>(std::size(arguments)) - 1;
+  return simgrid::s4u::Engine::get_instance(&count, arguments);
+}
+
+}  // namespace trainyard

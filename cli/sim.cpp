@@ -97,6 +97,8 @@ void add_sim(CLI::App& app, Context& context) {
   run->add_option("--jobs", options->simulation.jobs, "Simulations at a time (default: one per processor)")
       ->check(CLI::Range(0, 4096));
   run->add_flag("--unfold", options->simulation.unfold, "Simulate every rank on its own (slow beyond a thousand)");
+  run->add_flag("--exact-states", options->simulation.exact_states,
+                "Simulate every state of slow parts as it is, and not by its like (minutes for large jobs)");
   run->add_flag("--no-merge{false}", options->simulation.merge, "Simulate every op on its own");
   run->add_flag("--timeline", options->simulation.timeline, "Keep the step's timeline, for run export");
   run->add_flag("--allow-oom", options->allow_oom, "Simulate a plan that does not fit the device's memory");

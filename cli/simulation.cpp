@@ -197,7 +197,7 @@ Result<Simulated> simulate(const Job& job, const SimulationOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   Recorder recorder(job, options);
   Simulated out;
-  StepMemo memo(job, {options.unfold, options.merge, options.progress}, out.memo);
+  StepMemo memo(job, {options.unfold, options.merge, options.progress, options.exact_states}, out.memo);
   Problems problems = simulate_step_of(job, options, memo, recorder, out);
   if (problems.empty() && job.scenario.duration_s > 0) problems = simulate_runs(job, options, memo, recorder, out);
   if (!problems.empty()) return problems;

@@ -10,12 +10,13 @@
 namespace trainyard::cli {
 
 struct SimulationOptions {
-  std::int64_t seeds = 1;  // runs of each policy, from the scenario's seed on
-  bool unfold = false;     // every rank on its own
-  bool merge = true;       // ops that only follow each other as one
-  bool timeline = false;   // keep the step's
-  int jobs = 0;            // simulations at a time; 0: one per processor
-  std::string store_file;  // empty: nothing is stored
+  std::int64_t seeds = 1;     // runs of each policy, from the scenario's seed on
+  bool unfold = false;        // every rank on its own
+  bool merge = true;          // ops that only follow each other as one
+  bool exact_states = false;  // slow parts where they are, however large the job
+  bool timeline = false;      // keep the step's
+  int jobs = 0;               // simulations at a time; 0: one per processor
+  std::string store_file;     // empty: nothing is stored
   std::string progress = "none";
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -17,45 +18,67 @@ double checkpoint_bytes(const Job& job) { return 14.0 * static_cast<double>(para
 
 }  // namespace
 
-Result<StepResult> StepMemo::simulate(const std::vector<InjectedFault>& degradations, bool timeline) {
+StepOptions StepMemo::options() const {
   StepOptions step;
-  step.degradations = degradations;
   step.unfold = options_.unfold;
   step.merge = options_.merge;
+  return step;
+}
+
+Result<StepResult> StepMemo::simulate(const std::vector<InjectedFault>& degradations, bool timeline) {
+  StepOptions step = options();
+  step.degradations = degradations;
   step.timeline = timeline;
+  return simulate(job_.scenario.cluster, step);
+}
+
+Result<StepResult> StepMemo::simulate(const ClusterSpec& cluster, StepOptions step) {
   Progress progress("simulating a step", 1, options_.progress);
   step.on_wait = [&progress] { progress.tick(); };
-  Result<StepResult> result = simulate_step(job_.program, job_.scenario.cluster, job_.cost(), step);
+  Result<StepResult> result = simulate_step(job_.program, cluster, job_.cost(), step);
   progress.step();
   return result;
 }
 
-StepTime StepMemo::time_of(const std::vector<InjectedFault>& active) {
-  std::string key;
-  for (const InjectedFault& fault : active)
-    key += fmt::format("{}/{}/{}/{:a};", static_cast<int>(fault.kind), fault.node, fault.device, fault.factor);
-  const auto [entry, is_new] = memo_.try_emplace(key);
+const StepStates& StepMemo::states() {
+  const ClusterSpec& cluster = job_.scenario.cluster;
+  if (!states_) {
+    const double payload_rate = job_.cost().nic_payload_rate(cluster.nic_bytes_per_s);
+    states_.emplace(job_.scenario.plan, cluster, payload_rate, options_.exact_states || options_.unfold);
+  }
+  return *states_;
+}
+
+StepTime StepMemo::time_of(const JobState& state) {
+  StepTime time = healthy_;
+  time.step_s = states().step_s(state, [this](const StepQuestion& question) { return answer(question); });
+  return time;
+}
+
+double StepMemo::answer(const StepQuestion& question) {
+  const auto [entry, is_new] = memo_.try_emplace(question.key());
   if (!is_new) {
     ++use_.hits;
     return entry->second;
   }
   ++use_.misses;
-  if (active.empty()) {
-    entry->second = healthy_;
-    return entry->second;
-  }
-  const auto start = std::chrono::steady_clock::now();
-  std::vector<InjectedFault> lasting = active;
-  for (InjectedFault& fault : lasting) {
-    fault.at_s = 0;
-    fault.duration_s.reset();
-  }
-  const Result<StepResult> result = simulate(lasting, false);
-  if (stop_requested()) return healthy_;  // the run that asks ends in the same way
-  TY_CHECK(result.ok(), "a program that runs healthy runs degraded");
-  entry->second = of(result.value());
-  use_.miss_wall_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const bool known = question.key().empty();
+  entry->second = known ? healthy_.step_s : simulated(question);
   return entry->second;
+}
+
+double StepMemo::simulated(const StepQuestion& question) {
+  const auto start = std::chrono::steady_clock::now();
+  ClusterSpec cluster = job_.scenario.cluster;
+  if (question.without_tiers) cluster.tiers.clear();
+  StepOptions step = options();
+  step.degradations = question.state.slow;
+  step.moved = question.state.moved;
+  const Result<StepResult> result = simulate(cluster, step);
+  if (stop_requested()) return healthy_.step_s;  // the run that asks ends in the same way
+  TY_CHECK(result.ok(), "a program that runs healthy runs degraded");
+  use_.miss_wall_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return result.value().time_s;
 }
 
 StepTime StepMemo::of(const StepResult& step) const {
@@ -75,7 +98,8 @@ RunInput run_input(const Job& job, const PolicySpec& policy, StepMemo& memo) {
   input.job_nodes = job.nodes();
   input.duration_s = job.scenario.duration_s;
   input.seed = job.scenario.seed;
-  input.step_times = [&memo](const std::vector<InjectedFault>& active) { return memo.time_of(active); };
+  input.step_times = [&memo](const JobState& state) { return memo.time_of(state); };
+  input.movable_nodes = memo.movable_nodes();
   if (job.scenario.cluster.storage.remote_write_bytes_per_s > 0) input.checkpoint_bytes = checkpoint_bytes(job);
   return input;
 }

@@ -3,12 +3,14 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "cli/job.h"
 #include "sim/run_simulator.h"
 #include "sim/step_simulator.h"
+#include "sim/step_states.h"
 
 namespace trainyard::cli {
 
@@ -16,9 +18,11 @@ struct StepMemoOptions {
   bool unfold = false;  // every rank on its own
   bool merge = true;    // ops that only follow each other as one
   std::string progress = "none";
+  bool exact_states = false;  // slow parts where they are, however large the job
 };
 
 struct MemoUse {
+  /// Questions about a step whose answer was known, and those that were simulated.
   std::int64_t hits = 0, misses = 0;
   double miss_wall_s = 0;
 };
@@ -35,16 +39,26 @@ class StepMemo {
   void set_healthy(const StepResult& step) { healthy_ = of(step); }
 
   /// For the run simulator: never the healthy time in place of a state that was not simulated.
-  StepTime time_of(const std::vector<InjectedFault>& active);
+  StepTime time_of(const JobState& state);
+
+  /// So many nodes may stand away from home before a step could show it.
+  [[nodiscard]] std::int64_t movable_nodes() { return states().movable_nodes(); }
 
  private:
+  /// Seconds; by memo if it was asked before.
+  double answer(const StepQuestion& question);
+  double simulated(const StepQuestion& question);
+  [[nodiscard]] const StepStates& states();
+  [[nodiscard]] StepOptions options() const;
+  Result<StepResult> simulate(const ClusterSpec& cluster, StepOptions step);
   [[nodiscard]] StepTime of(const StepResult& step) const;
 
   const Job& job_;
   const StepMemoOptions options_;
   MemoUse& use_;
   StepTime healthy_;
-  std::map<std::string, StepTime> memo_;
+  std::optional<StepStates> states_;
+  std::map<std::string, double> memo_;  // seconds, by question
 };
 
 /// A run of the job's scenario under a policy and the scenario's seed. `memo` outlives it.

@@ -217,7 +217,7 @@ Problems simulate(const Sweep& sweep, const Job& job, const SweepSimulation& opt
   const std::vector<SweepCells::Key> missing = cells.missing();
   if (missing.empty()) return {};
   MemoUse use;
-  StepMemo memo(job, {false, true, options.progress}, use);
+  StepMemo memo(job, {false, true, options.progress, false}, use);
   if (Problems problems = check_inputs(sweep, job, memo); !problems.empty()) return problems;
   const Result<StepResult> step = memo.simulate({}, false);
   if (!step) return step.problems();

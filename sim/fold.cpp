@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <limits>
 #include <numeric>
 #include <unordered_map>
 
@@ -49,6 +50,24 @@ class StructureBuilder {
       : mesh_(plan), plan_(plan), platform_(platform), sorts_(sorts) {}
 
   Structure build() {
+    add_channels();
+    drop_links_that_never_bind();
+    return std::move(out_);
+  }
+
+  double headroom() {
+    add_channels();
+    const std::vector<double> demand = tier_demand();
+    double least = std::numeric_limits<double>::infinity();
+    for (std::size_t l = 0; l < demand.size(); ++l) {
+      const auto link = static_cast<LinkId>(l);
+      if (!platform_.is_nic(link)) least = std::min(least, platform_.capacity(link) - demand[l]);
+    }
+    return least;
+  }
+
+ private:
+  void add_channels() {
     for (std::size_t s = 0; s < sorts_.size(); ++s) {
       if (sorts_[s].kind == ChannelKind::Transfer) {
         add_transfers(static_cast<std::uint32_t>(s));
@@ -56,18 +75,20 @@ class StructureBuilder {
         add_groups(static_cast<std::uint32_t>(s));
       }
     }
-    drop_links_that_never_bind();
-    return std::move(out_);
   }
 
- private:
   // A tier link carries at most what the NICs whose traffic crosses it can move. Where that fits, it never
   // slows anyone and says nothing about symmetry.
-  void drop_links_that_never_bind() {
+  std::vector<double> tier_demand() {
     std::sort(through_.begin(), through_.end());
     through_.erase(std::unique(through_.begin(), through_.end()), through_.end());
     std::vector<double> demand(platform_.links(), 0);
     for (const auto& [link, nic] : through_) demand[index(link)] += platform_.capacity(nic);
+    return demand;
+  }
+
+  void drop_links_that_never_bind() {
+    const std::vector<double> demand = tier_demand();
     const auto binds = [&](LinkId link) {
       return platform_.is_nic(link) || demand[index(link)] > platform_.capacity(link);
     };
@@ -487,6 +508,11 @@ std::vector<ChannelSort> channel_sorts(const ParallelPlan& plan) {
     sorts.push_back({ChannelKind::Transfer, Group::Pp, true});
   }
   return sorts;
+}
+
+double tier_headroom(const ParallelPlan& plan, const Platform& platform) {
+  const std::vector<ChannelSort> sorts = channel_sorts(plan);
+  return StructureBuilder(plan, platform, sorts).headroom();
 }
 
 Fold fold(const ParallelPlan& plan, const Platform& platform, const std::vector<InjectedFault>& degradations,

@@ -73,6 +73,10 @@ struct Fold {
 /// Which sorts of channels a program uses, over the ranks of a plan.
 std::vector<ChannelSort> channel_sorts(const ParallelPlan& plan);
 
+/// Bytes/s that the fullest tier link has to spare when every NIC sends all it can; infinite where no tier can ever be
+/// full. Negative: it can be.
+double tier_headroom(const ParallelPlan& plan, const Platform& platform);
+
 /// `unfold`: every rank is a class of its own.
 Fold fold(const ParallelPlan& plan, const Platform& platform, const std::vector<InjectedFault>& degradations,
           bool unfold);

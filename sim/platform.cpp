@@ -1,11 +1,24 @@
 #include "sim/platform.h"
 
+#include <algorithm>
+#include <numeric>
+
 namespace trainyard {
 
-Platform::Platform(const ClusterSpec& cluster, std::int64_t ranks, double payload_rate) : cluster_(cluster) {
-  const std::int64_t nodes = (ranks + cluster.gpus_per_node - 1) / cluster.gpus_per_node;
+Platform::Platform(const ClusterSpec& cluster, std::int64_t ranks, double payload_rate,
+                   const std::vector<MovedNode>& moved)
+    : cluster_(cluster) {
+  std::int64_t nodes = (ranks + cluster.gpus_per_node - 1) / cluster.gpus_per_node;
+  if (!moved.empty()) {
+    place_.resize(static_cast<std::size_t>(nodes));
+    std::iota(place_.begin(), place_.end(), 0);
+  }
   capacity_.assign(static_cast<std::size_t>(2 * nodes * cluster.nics_per_node), payload_rate);
   nic_links_ = static_cast<LinkId>(capacity_.size());
+  for (const MovedNode& its : moved) {
+    place_[static_cast<std::size_t>(its.position)] = its.node;
+    nodes = std::max(nodes, its.node + 1);
+  }
   double below_over_above = 1;
   for (std::size_t i = 0; i < cluster.tiers.size(); ++i) {
     const FabricTier& spec = cluster.tiers[i];
@@ -27,7 +40,7 @@ Platform::Platform(const ClusterSpec& cluster, std::int64_t ranks, double payloa
 std::int64_t Platform::tier_group(std::size_t tier, std::int64_t rank) const {
   const Tier& t = tiers_[tier];
   const std::int64_t rail = t.rails > 1 ? gpu_of(rank) * cluster_.nics_per_node / cluster_.gpus_per_node : 0;
-  return node_of(rank) / t.nodes_per_group * t.rails + rail;
+  return place_of(rank) / t.nodes_per_group * t.rails + rail;
 }
 
 LinkId Platform::tier_up(std::size_t tier, std::int64_t rank) const {

@@ -5,12 +5,14 @@
 #include <vector>
 
 #include "models/spec/cluster_spec.h"
+#include "sim/job_state.h"
 
 namespace trainyard {
 
 using LinkId = std::int32_t;
 
-/// Ranks fill nodes in order: rank r is GPU r % gpus_per_node of node r / gpus_per_node.
+/// Ranks fill nodes in order: rank r is GPU r % gpus_per_node of node r / gpus_per_node, save where nodes have been
+/// moved: then that number is a position in the job, and the node that fills it stands elsewhere.
 ///
 /// Links have one direction. NIC links come first (out and in of every NIC), then an uplink and a downlink for every
 /// switch group of every tier that can be a bottleneck. A tier whose uplinks carry all that the NICs below can
@@ -18,7 +20,8 @@ using LinkId = std::int32_t;
 class Platform {
  public:
   /// `payload_rate`: bytes/s of payload that a NIC moves in one direction.
-  Platform(const ClusterSpec& cluster, std::int64_t ranks, double payload_rate);
+  Platform(const ClusterSpec& cluster, std::int64_t ranks, double payload_rate,
+           const std::vector<MovedNode>& moved = {});
 
   [[nodiscard]] std::int64_t node_of(std::int64_t rank) const { return rank / cluster_.gpus_per_node; }
   [[nodiscard]] std::int64_t gpu_of(std::int64_t rank) const { return rank % cluster_.gpus_per_node; }
@@ -50,11 +53,15 @@ class Platform {
     LinkId first_link = 0;
   };
 
+  [[nodiscard]] std::int64_t place_of(std::int64_t rank) const {
+    return place_.empty() ? node_of(rank) : place_[static_cast<std::size_t>(node_of(rank))];
+  }
   [[nodiscard]] std::int64_t nic_of(std::int64_t rank) const {
     return node_of(rank) * cluster_.nics_per_node + gpu_of(rank) * cluster_.nics_per_node / cluster_.gpus_per_node;
   }
 
   ClusterSpec cluster_;
+  std::vector<std::int64_t> place_;  // by position, if any is moved: the node that fills it
   LinkId nic_links_ = 0;
   std::vector<Tier> tiers_;
   std::vector<double> capacity_;

@@ -93,25 +93,28 @@ void check_work(const RunInput& input, const std::string& path, Problems& proble
                         "checkpoint less often, or set 0 for the optimum"});
 }
 
-// Questions of a run to the process that started it: the step time under these degradations.
-Bytes to_bytes(const std::vector<InjectedFault>& active) {
-  auto list = nlohmann::json::array();
-  for (const InjectedFault& fault : active)
-    list.push_back({static_cast<int>(fault.kind), fault.node, fault.device, fault.factor});
-  return nlohmann::json::to_cbor(list);
+// Questions of a run to the process that started it: the step time of the job in this state.
+Bytes to_bytes(const JobState& state) {
+  auto slow = nlohmann::json::array(), moved = nlohmann::json::array();
+  for (const InjectedFault& fault : state.slow)
+    slow.push_back({static_cast<int>(fault.kind), fault.node, fault.device, fault.factor});
+  for (const MovedNode& its : state.moved) moved.push_back({its.position, its.node});
+  return nlohmann::json::to_cbor(nlohmann::json::array({slow, moved}));
 }
 
-std::vector<InjectedFault> degradations_from(const Bytes& bytes) {
-  std::vector<InjectedFault> active;
-  for (const auto& entry : nlohmann::json::from_cbor(bytes)) {
+JobState state_from(const Bytes& bytes) {
+  const nlohmann::json question = nlohmann::json::from_cbor(bytes);
+  JobState state;
+  for (const auto& entry : question[0]) {
     InjectedFault fault;
     fault.kind = static_cast<InjectedKind>(entry[0].get<int>());
     fault.node = entry[1];
     fault.device = entry[2];
     fault.factor = entry[3];
-    active.push_back(fault);
+    state.slow.push_back(fault);
   }
-  return active;
+  for (const auto& entry : question[1]) state.moved.push_back({entry[0], entry[1]});
+  return state;
 }
 
 Bytes to_bytes(const StepTime& time) {
@@ -127,8 +130,8 @@ StepTime step_time_from(const Bytes& bytes) {
 class AskedStepTimes {
  public:
   explicit AskedStepTimes(const Ask& ask) : ask_(ask) {}
-  StepTime operator()(const std::vector<InjectedFault>& active) {
-    const Bytes question = to_bytes(active);
+  StepTime operator()(const JobState& state) {
+    const Bytes question = to_bytes(state);
     const auto [entry, is_new] = known_.try_emplace(std::string(question.begin(), question.end()));
     if (is_new) entry->second = step_time_from(ask_(question));
     return entry->second;
@@ -190,7 +193,7 @@ Result<std::vector<RunResult>> run_many(const std::vector<RunInput>& inputs, con
     return nlohmann::json::to_cbor(nlohmann::json(world.run()));
   };
   work.answer = [&](std::size_t i, const Bytes& question) {
-    return to_bytes(inputs[i].step_times(degradations_from(question)));
+    return to_bytes(inputs[i].step_times(state_from(question)));
   };
   work.on_result = [&](std::size_t i, const Bytes& bytes) {
     const nlohmann::json json = nlohmann::json::from_cbor(bytes, true, false);

@@ -21,12 +21,14 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <vector>
 
 #include "models/base/status.h"
 #include "models/spec/cluster_spec.h"
 #include "models/spec/fault_spec.h"
 #include "models/spec/policy_spec.h"
+#include "sim/job_state.h"
 #include "sim/run_result.h"
 
 namespace trainyard {
@@ -38,10 +40,9 @@ struct StepTime {
   std::int64_t collectives_per_step = 1;
 };
 
-/// The step time under these degradations (GpuSlow and NicSlow only; `node` is the position in
-/// the job, from 0 to job_nodes - 1, ascending). Empty: healthy. Called in the process that called run_many, once for
-/// each state that a run comes to; the caller memoises over runs.
-using StepTimes = std::function<StepTime(const std::vector<InjectedFault>& active)>;
+/// The step time of the job in this state; an empty one is healthy. Called in the process that called run_many, once
+/// for each state that a run comes to; the caller memoises over runs.
+using StepTimes = std::function<StepTime(const JobState& state)>;
 
 struct RunInput {
   ClusterSpec cluster;
@@ -54,6 +55,8 @@ struct RunInput {
   double duration_s = 0;
   std::uint64_t seed = 1;
   StepTimes step_times;
+  /// So many nodes may stand away from home before step_times wants to know.
+  std::int64_t movable_nodes = std::numeric_limits<std::int32_t>::max();
   /// Written to remote storage after each snapshot, while training goes on; the checkpoint is
   /// durable when the stall is over and this is written. 0: durable when the stall is over.
   double checkpoint_bytes = 0;

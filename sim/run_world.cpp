@@ -335,7 +335,7 @@ void RunWorld::begin_slow(const InjectedFault& part, std::optional<std::int64_t>
   const std::int64_t id = slow_begun_++;
   slow_.emplace(id, part);
   if (ends_at_ns && *ends_at_ns <= duration_ns_) injector_.at(*ends_at_ns, [this, id] { end_slow(id); });
-  degradations_changed();
+  state_changed();
   watch_straggler(id);
 }
 
@@ -345,7 +345,7 @@ void RunWorld::end_slow(std::int64_t id) {
   const NodeId node = slow->second.node;
   slow_.erase(slow);
   trace_.add(now_ns_, RunEventKind::FaultEnds, node, "");
-  degradations_changed();
+  state_changed();
   if (input_.policy.stragglers.replace_at_slowdown > 0) tell(recovery::StragglingOver{node});
 }
 
@@ -488,9 +488,9 @@ void RunWorld::set_training() {
   if (checkpoint_) arm_step_boundary();
 }
 
-/// Asks for the step time anew if the slow parts that the job holds have changed.
-void RunWorld::degradations_changed() {
-  std::vector<InjectedFault> parts;
+/// What the job's step takes depends on: slow parts that it holds, and nodes away from home.
+JobState RunWorld::job_state() const {
+  JobState state;
   for (const auto& [id, part] : slow_) {
     InjectedFault fault = part;
     const std::optional<std::int64_t> slot = controller_.slot_of(fault.node);
@@ -498,15 +498,30 @@ void RunWorld::degradations_changed() {
     fault.node = *slot;
     fault.at_s = 0;
     fault.duration_s.reset();
-    parts.push_back(fault);
+    state.slow.push_back(fault);
   }
   const auto key = [](const InjectedFault& f) { return std::tuple(f.node, f.device, f.kind, f.factor); };
   const auto less = [&](const InjectedFault& a, const InjectedFault& b) { return key(a) < key(b); };
+  std::sort(state.slow.begin(), state.slow.end(), less);
+  const std::vector<NodeId>& owners = controller_.owners();
+  for (std::size_t slot = 0; slot < owners.size(); ++slot) {
+    const auto position = static_cast<std::int64_t>(slot);
+    if (owners[slot] != position && owners[slot] != kNobody) state.moved.push_back({position, owners[slot]});
+  }
+  if (std::ssize(state.moved) <= input_.movable_nodes) state.moved.clear();
+  return state;
+}
+
+/// Asks for the step time anew if the job's state is another one.
+void RunWorld::state_changed() {
+  JobState state = job_state();
+  const auto key = [](const InjectedFault& f) { return std::tuple(f.node, f.device, f.kind, f.factor); };
   const auto same = [&](const InjectedFault& a, const InjectedFault& b) { return key(a) == key(b); };
-  std::sort(parts.begin(), parts.end(), less);
-  if (std::equal(parts.begin(), parts.end(), slow_parts_.begin(), slow_parts_.end(), same)) return;
-  slow_parts_ = std::move(parts);
-  step_time_ = input_.step_times(slow_parts_);
+  const bool slow_alike =
+      std::equal(state.slow.begin(), state.slow.end(), state_.slow.begin(), state_.slow.end(), same);
+  if (slow_alike && state.moved == state_.moved) return;
+  state_ = std::move(state);
+  step_time_ = input_.step_times(state_);
   TY_CHECK(std::isfinite(step_time_.step_s) && step_time_.step_s > 0, "a step takes time");
   if (mode_ == JobMode::Training && checkpoint_) arm_step_boundary();
 }
@@ -655,7 +670,7 @@ void RunWorld::perform(const recovery::StartProcesses&, const ActionKey&) { proc
 void RunWorld::perform(const recovery::PromoteSpare& promote, const ActionKey&) {
   trace_.add(now_ns_, RunEventKind::Promote, promote.node, "");
   node_is(promote.node, faults::NodeUse::Job, promote.slot);
-  degradations_changed();
+  state_changed();
 }
 
 void RunWorld::perform(const recovery::Eject& eject, const ActionKey& key) { to_shop(eject.node, key); }
@@ -668,7 +683,7 @@ void RunWorld::to_shop(NodeId node, const ActionKey& key) {
   in_shop_.insert(node);
   std::erase_if(slow_, [&](const auto& slow) { return slow.second.node == node; });
   node_is(node, faults::NodeUse::InRepair);
-  degradations_changed();
+  state_changed();
   const auto damaged = damaged_.find(node);
   const bool injected = damaged != damaged_.end() && damaged->second.injected;
   const auto given_ns = damaged == damaged_.end() ? std::nullopt : damaged->second.repaired_at_ns;

@@ -96,7 +96,8 @@ class RunWorld {
   [[nodiscard]] std::int64_t next_collective_ns() const;
   void kill_job();
   void set_training();
-  void degradations_changed();
+  void state_changed();
+  [[nodiscard]] JobState job_state() const;
   void arm_step_boundary();
   void begin_snapshot(std::int64_t step);
   void end_snapshot(std::int64_t step, std::int64_t begun_ns);
@@ -168,7 +169,7 @@ class RunWorld {
   JobMode mode_ = JobMode::Training;
   double healthy_step_s_ = 0;
   StepTime step_time_;
-  std::vector<InjectedFault> slow_parts_;  // that step_time_ holds for
+  JobState state_;  // that step_time_ holds for
   double progress_steps_ = 0;
   /// Healthy-step time of work that no durable checkpoint holds: since the last snapshot, and
   /// before it while that drains.

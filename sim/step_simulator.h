@@ -17,12 +17,15 @@
 #include "models/program/program.h"
 #include "models/spec/cluster_spec.h"
 #include "models/spec/fault_spec.h"
+#include "sim/job_state.h"
 
 namespace trainyard {
 
 struct StepOptions {
   /// GpuSlow, NicSlow and LinkDown; times are relative to the start of the step, `node` is a position in the job.
   std::vector<InjectedFault> degradations;
+  /// Spares that fill a position from elsewhere.
+  std::vector<MovedNode> moved;
   /// Simulate every rank on its own.
   bool unfold = false;
   /// Replay runs of private ops as one event each.

@@ -17,7 +17,7 @@ inline RunInput colossus(const PolicySpec& policy, double duration_s) {
   input.cluster.tiers = {{"leaf", 32, 1}};
   input.policy = policy;
   input.duration_s = duration_s;
-  input.step_times = [](const std::vector<InjectedFault>&) { return StepTime{8, 500}; };
+  input.step_times = [](const JobState&) { return StepTime{8, 500}; };
   return input;
 }
 
@@ -81,9 +81,9 @@ inline RunInput small_job() {
   input.cluster.tiers = {{"leaf", 8, 1}};
   input.policy = policy;
   input.duration_s = 86400;
-  input.step_times = [](const std::vector<InjectedFault>& slow) {
+  input.step_times = [](const JobState& state) {
     double factor = 1;
-    for (const InjectedFault& fault : slow) factor = std::max(factor, fault.factor);
+    for (const InjectedFault& fault : state.slow) factor = std::max(factor, fault.factor);
     return StepTime{10 * factor, 10};
   };
   input.verify_replay = true;

@@ -89,7 +89,7 @@ TEST_CASE("Llama 3's 54 days: counts by cause, and more than 90% effective") {
   input.policy = policy;
   input.duration_s = 54 * 86400.0;
   input.faults = llama3_table5();
-  input.step_times = [](const std::vector<InjectedFault>&) { return StepTime{10, 1000}; };
+  input.step_times = [](const JobState&) { return StepTime{10, 1000}; };
   constexpr int kSeeds = 20;
   const auto results = run_many(with_seeds(input, kSeeds));
   REQUIRE(results.ok());

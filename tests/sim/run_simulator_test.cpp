@@ -344,8 +344,8 @@ TEST_CASE("A pool returns what single runs return, in the order of its inputs") 
 TEST_CASE("States that injected faults foresee are asked for before anything is forked") {
   RunInput input = small_job();
   std::vector<std::size_t> asked;  // a child's questions cannot reach this vector
-  input.step_times = [&asked](const std::vector<InjectedFault>& slow) {
-    asked.push_back(slow.size());
+  input.step_times = [&asked](const JobState& state) {
+    asked.push_back(state.slow.size());
     return StepTime{10, 10};
   };
   input.faults.injected = {injected(InjectedKind::GpuSlow, 100, 2, 300, 2),
@@ -419,7 +419,7 @@ TEST_CASE("Input that makes no sense is refused with all of its problems") {
 
 TEST_CASE("A straggler is replaced at a planned restart, and no work is lost") {
   RunInput input = small_job();
-  input.step_times = [](const std::vector<InjectedFault>& slow) { return StepTime{slow.empty() ? 10.0 : 15.0, 100}; };
+  input.step_times = [](const JobState& state) { return StepTime{state.slow.empty() ? 10.0 : 15.0, 100}; };
   input.faults.injected = {injected(InjectedKind::GpuSlow, 5000, 1)};
   input.faults.injected[0].factor = 1.5;
   input.policy.stragglers.replace_at_slowdown = 1.2;

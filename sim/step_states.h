@@ -1,0 +1,78 @@
+// States of a job whose steps take the same time are one state.
+//
+// A run of months comes to thousands of combinations of slow parts and of nodes away from home. Each would be a step to
+// simulate, and one slow GPU among 100,000 splits the job into hundreds of classes of ranks: ten seconds. A small
+// job is simulated as it is. For a large one, the answers to simpler questions are put together:
+//
+// - How much does a stage slow a step when a GPU or a NIC of it is slow, on switches that never fill up? Ranks that
+// meet
+//   in collectives of every layer (tensor, context and expert parallel) go at the pace of the slowest, so all of them
+//   are made as slow. Replicas wait for the slowest at every gradient sync, so it does not matter where it stands.
+//   Between factors that were simulated, times are interpolated. Of several slow stages the slowest counts whole: a
+//   pipeline goes at its pace; the others count only as often as the pipeline fills and drains. A GPU and a NIC that
+//   are slow in one stage count both.
+// - How much does a node away from home? Only where a tier of switches can fill up; and since replicas wait for the
+//   slowest here too, one node stands for all.
+//
+// How far that is off is measured in tests/sim/step_states_test.cpp against the exact simulation.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "models/plan/mesh.h"
+#include "models/spec/cluster_spec.h"
+#include "sim/job_state.h"
+
+namespace trainyard {
+
+/// A step to simulate.
+struct StepQuestion {
+  JobState state;
+  /// On switches that never fill up.
+  bool without_tiers = false;
+
+  /// Of questions with one answer the same.
+  [[nodiscard]] std::string key() const;
+};
+
+class StepStates {
+ public:
+  /// `payload_rate`: bytes/s of payload that a NIC moves in one direction. `exact`: states are simulated as they are,
+  /// however large the job. Costs about what folding the job costs.
+  StepStates(const ParallelPlan& plan, const ClusterSpec& cluster, double payload_rate, bool exact);
+
+  /// Seconds that the step takes which is asked about.
+  using Ask = std::function<double(const StepQuestion&)>;
+  /// Seconds of a step in this state; of an empty one, those of a healthy job.
+  [[nodiscard]] double step_s(const JobState& state, const Ask& ask) const;
+
+  /// So many nodes may stand away from home before a step could show it.
+  [[nodiscard]] std::int64_t movable_nodes() const { return movable_nodes_; }
+
+ private:
+  using Parts = std::map<std::pair<std::int64_t, InjectedKind>, double>;  // factors, by rank or stage, and kind
+
+  [[nodiscard]] static Parts parts_of(const JobState& state, std::int64_t gpus_per_node);
+  [[nodiscard]] double slowdown(const Parts& parts, const Ask& ask) const;
+  [[nodiscard]] double stage_s(std::int64_t stage, InjectedKind kind, double factor, const Ask& ask) const;
+  [[nodiscard]] StepQuestion slow_stage(std::int64_t stage, InjectedKind kind, double factor) const;
+  [[nodiscard]] InjectedFault fault_of(std::int64_t rank, InjectedKind kind, double factor) const;
+  [[nodiscard]] std::vector<MovedNode> farthest(const std::vector<MovedNode>& moved) const;
+
+  Mesh mesh_;
+  ClusterSpec cluster_;
+  bool exact_;
+  std::int64_t tp_, cp_, nodes_;
+  std::int64_t movable_nodes_ = 0;
+  /// Consecutive data-parallel indices over which experts are spread.
+  std::int64_t dp_together_;
+  /// A stage works so often in a step, once of which the pipeline fills.
+  double passes_;
+};
+
+}  // namespace trainyard

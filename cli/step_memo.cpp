@@ -51,7 +51,8 @@ const StepStates& StepMemo::states() {
 
 StepTime StepMemo::time_of(const JobState& state) {
   StepTime time = healthy_;
-  time.step_s = states().step_s(state, [this](const StepQuestion& question) { return answer(question); });
+  time.step_s =
+      states().step_s(states().reduced(state), [this](const StepQuestion& question) { return answer(question); });
   return time;
 }
 
@@ -99,7 +100,7 @@ RunInput run_input(const Job& job, const PolicySpec& policy, StepMemo& memo) {
   input.duration_s = job.scenario.duration_s;
   input.seed = job.scenario.seed;
   input.step_times = [&memo](const JobState& state) { return memo.time_of(state); };
-  input.movable_nodes = memo.movable_nodes();
+  input.reduced = [&states = memo.states()](const JobState& state) { return states.reduced(state); };
   if (job.scenario.cluster.storage.remote_write_bytes_per_s > 0) input.checkpoint_bytes = checkpoint_bytes(job);
   return input;
 }

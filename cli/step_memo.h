@@ -41,14 +41,12 @@ class StepMemo {
   /// For the run simulator: never the healthy time in place of a state that was not simulated.
   StepTime time_of(const JobState& state);
 
-  /// So many nodes may stand away from home before a step could show it.
-  [[nodiscard]] std::int64_t movable_nodes() { return states().movable_nodes(); }
+  [[nodiscard]] const StepStates& states();
 
  private:
   /// Seconds; by memo if it was asked before.
   double answer(const StepQuestion& question);
   double simulated(const StepQuestion& question);
-  [[nodiscard]] const StepStates& states();
   [[nodiscard]] StepOptions options() const;
   Result<StepResult> simulate(const ClusterSpec& cluster, StepOptions step);
   [[nodiscard]] StepTime of(const StepResult& step) const;

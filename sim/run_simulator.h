@@ -21,7 +21,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <limits>
 #include <vector>
 
 #include "models/base/status.h"
@@ -55,8 +54,8 @@ struct RunInput {
   double duration_s = 0;
   std::uint64_t seed = 1;
   StepTimes step_times;
-  /// So many nodes may stand away from home before step_times wants to know.
-  std::int64_t movable_nodes = std::numeric_limits<std::int32_t>::max();
+  /// Brings a state to a form that step_times is asked about, in the child that simulates; unset: as it is.
+  std::function<JobState(const JobState& state)> reduced;
   /// Written to remote storage after each snapshot, while training goes on; the checkpoint is
   /// durable when the stall is over and this is written. 0: durable when the stall is over.
   double checkpoint_bytes = 0;

@@ -508,8 +508,7 @@ JobState RunWorld::job_state() const {
     const auto position = static_cast<std::int64_t>(slot);
     if (owners[slot] != position && owners[slot] != kNobody) state.moved.push_back({position, owners[slot]});
   }
-  if (std::ssize(state.moved) <= input_.movable_nodes) state.moved.clear();
-  return state;
+  return input_.reduced ? input_.reduced(state) : state;
 }
 
 /// Asks for the step time anew if the job's state is another one.

@@ -52,47 +52,53 @@ StepStates::StepStates(const ParallelPlan& plan, const ClusterSpec& cluster, dou
   movable_nodes_ = static_cast<std::int64_t>(std::min(most, headroom / its_traffic));
 }
 
-double StepStates::step_s(const JobState& state, const Ask& ask) const {
+JobState StepStates::reduced(const JobState& state) const {
+  std::map<std::pair<std::int64_t, InjectedKind>, double> factors;  // by rank; several of one kind multiply
+  for (const InjectedFault& part : state.slow)
+    factors.try_emplace({rank_of(part), part.kind}, 1.0).first->second *= part.factor;
   const bool moved = std::ssize(state.moved) > movable_nodes_;
-  const Parts parts = parts_of(state, cluster_.gpus_per_node);
+  JobState out;
   if (exact_) {
-    StepQuestion as_it_is;
-    for (const auto& [where, factor] : parts)
-      as_it_is.state.slow.push_back(fault_of(where.first, where.second, factor));
-    if (moved) as_it_is.state.moved = state.moved;
-    return ask(as_it_is);
+    for (const auto& [where, factor] : factors) out.slow.push_back(fault_of(where.first, where.second, factor));
+    if (moved) out.moved = state.moved;
+    return out;
   }
-  double step_s = ask({}) * slowdown(parts, ask);
-  const std::vector<MovedNode> away = moved ? farthest(state.moved) : std::vector<MovedNode>{};
-  if (!away.empty()) step_s *= ask({{{}, away}, false}) / ask({});
+  std::map<std::pair<std::int64_t, InjectedKind>, InjectedFault> slowest;  // by stage
+  for (const auto& [where, factor] : factors) {
+    InjectedFault& its = slowest[{mesh_.coordinates(where.first).pp, where.second}];
+    if (factor > its.factor) its = fault_of(where.first, where.second, factor);
+  }
+  for (const auto& [where, part] : slowest)
+    if (part.factor > 1) out.slow.push_back(part);
+  if (moved) out.moved = farthest(state.moved);
+  return out;
+}
+
+double StepStates::step_s(const JobState& reduced, const Ask& ask) const {
+  if (exact_) return ask({reduced, false});
+  double step_s = ask({});
+  if (!reduced.slow.empty()) step_s *= slowdown(reduced.slow, ask);
+  if (!reduced.moved.empty()) step_s *= ask({{{}, reduced.moved}, false}) / ask({});
   return step_s;
 }
 
-/// By rank; several of one kind on one rank multiply.
-StepStates::Parts StepStates::parts_of(const JobState& state, std::int64_t gpus_per_node) {
-  Parts parts;
-  for (const InjectedFault& fault : state.slow)
-    parts.try_emplace({fault.node * gpus_per_node + fault.device, fault.kind}, 1.0).first->second *= fault.factor;
-  return parts;
-}
-
-double StepStates::slowdown(const Parts& parts, const Ask& ask) const {
-  if (parts.empty()) return 1;
-  Parts slowest;  // by stage
-  for (const auto& [where, factor] : parts) {
-    double& its = slowest[{mesh_.coordinates(where.first).pp, where.second}];
-    its = std::max(its, factor);
-  }
+double StepStates::slowdown(const std::vector<InjectedFault>& slowest, const Ask& ask) const {
   const double healthy_s = ask({{}, true});
   std::map<std::int64_t, double> extra_s;  // by stage
-  for (const auto& [where, factor] : slowest)
-    extra_s[where.first] += stage_s(where.first, where.second, factor, ask) - healthy_s;
+  for (const InjectedFault& part : slowest) {
+    const std::int64_t stage = mesh_.coordinates(rank_of(part)).pp;
+    extra_s[stage] += stage_s(stage, part.kind, part.factor, ask) - healthy_s;
+  }
   double sum_s = 0, most_s = 0;
   for (const auto& [stage, s] : extra_s) {
     sum_s += s;
     most_s = std::max(most_s, s);
   }
   return (healthy_s + most_s + (sum_s - most_s) / passes_) / healthy_s;
+}
+
+std::int64_t StepStates::rank_of(const InjectedFault& part) const {
+  return part.node * cluster_.gpus_per_node + part.device;
 }
 
 double StepStates::stage_s(std::int64_t stage, InjectedKind kind, double factor, const Ask& ask) const {

@@ -46,19 +46,18 @@ class StepStates {
   /// however large the job. Costs about what folding the job costs.
   StepStates(const ParallelPlan& plan, const ClusterSpec& cluster, double payload_rate, bool exact);
 
+  /// A state that takes the same time, with as little in it as there can be: of a large job's, the slowest part of each
+  /// stage and kind, and one node away from home.
+  [[nodiscard]] JobState reduced(const JobState& state) const;
+
   /// Seconds that the step takes which is asked about.
   using Ask = std::function<double(const StepQuestion&)>;
-  /// Seconds of a step in this state; of an empty one, those of a healthy job.
-  [[nodiscard]] double step_s(const JobState& state, const Ask& ask) const;
-
-  /// So many nodes may stand away from home before a step could show it.
-  [[nodiscard]] std::int64_t movable_nodes() const { return movable_nodes_; }
+  /// Seconds of a step in this reduced state; in an empty one, of a healthy job.
+  [[nodiscard]] double step_s(const JobState& reduced, const Ask& ask) const;
 
  private:
-  using Parts = std::map<std::pair<std::int64_t, InjectedKind>, double>;  // factors, by rank or stage, and kind
-
-  [[nodiscard]] static Parts parts_of(const JobState& state, std::int64_t gpus_per_node);
-  [[nodiscard]] double slowdown(const Parts& parts, const Ask& ask) const;
+  [[nodiscard]] std::int64_t rank_of(const InjectedFault& part) const;
+  [[nodiscard]] double slowdown(const std::vector<InjectedFault>& slowest, const Ask& ask) const;
   [[nodiscard]] double stage_s(std::int64_t stage, InjectedKind kind, double factor, const Ask& ask) const;
   [[nodiscard]] StepQuestion slow_stage(std::int64_t stage, InjectedKind kind, double factor) const;
   [[nodiscard]] InjectedFault fault_of(std::int64_t rank, InjectedKind kind, double factor) const;

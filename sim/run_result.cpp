@@ -36,7 +36,8 @@ namespace {
 struct Fields : RunResult {
   NLOHMANN_DEFINE_TYPE_INTRUSIVE(Fields, seed, policy, duration_ns, healthy_step_s, checkpoint_interval_s,
                                  mean_time_between_failures_s, failures, spare_failures, by_cause, recoveries, band_ns,
-                                 effective_training_time, checkpoints, steps_committed, steps_done, pages, waiting_for,
+                                 effective_training_time, checkpoints, steps_committed, steps_done, pages, replicas,
+                                 fewest_replicas, corruptions, corruptions_found, corrupted_training_ns, waiting_for,
                                  spares, events, trace_hash, next_draw)
 };
 
@@ -74,6 +75,7 @@ const char* to_string(RunEventKind kind) {
     case RunEventKind::ControllerState: return "controller_state";
     case RunEventKind::Eject: return "eject";
     case RunEventKind::Promote: return "promote";
+    case RunEventKind::Replicas: return "replicas";
     case RunEventKind::Repaired: return "repaired";
     case RunEventKind::CheckpointDurable: return "checkpoint_durable";
     case RunEventKind::Page: return "page";

@@ -44,6 +44,7 @@ enum class RunEventKind : std::uint8_t {
   ControllerState,  // text: the state that it entered
   Eject,
   Promote,
+  Replicas,  // text: so many data-parallel replicas take part from now on
   Repaired,
   CheckpointDurable,
   Page,
@@ -111,6 +112,11 @@ struct RunResult {
   std::int64_t steps_committed = 0;  // covered by the last durable checkpoint
   std::int64_t steps_done = 0;       // whole steps at the run's end
   std::int64_t pages = 0;
+  /// Data-parallel replicas that the job has, and the fewest that it went on with.
+  std::int64_t replicas = 1, fewest_replicas = 1;
+  /// Nodes that began to compute wrong numbers without a sign, those that a vote of replicas found, and for how long
+  /// the job trained with one of them.
+  std::int64_t corruptions = 0, corruptions_found = 0, corrupted_training_ns = 0;
   /// The job was down when the run ended, with nobody at work on it: "a spare" or "a human" was waited for. Else empty.
   std::string waiting_for;
   SpareUse spares;

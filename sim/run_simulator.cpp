@@ -57,27 +57,20 @@ void check_sizes(const RunInput& input, const std::string& path, Problems& probl
                         "checkpoints need storage to write to", "give the bandwidth of the remote store"});
 }
 
-/// What policies can say and the run simulator does not do yet must not pass for done.
-void check_supported(const RunInput& input, const std::string& path, Problems& problems) {
+/// What a policy wants of the job, and the job may not have.
+void check_replicas(const RunInput& input, const std::string& path, Problems& problems) {
   const PolicySpec& policy = input.policy;
-  const auto refuse = [&](bool asked, const char* key, const char* value) {
-    if (asked)
-      problems.push_back({"", path + ".policy." + key, value,
-                          "is rehearsed by sim fuzz only: a run over time does not simulate it yet",
-                          "remove it for this run", ProblemKind::MissingCapability});
+  const auto want = [&](bool wanted, std::int64_t least, const char* key, const char* why) {
+    if (wanted && input.replicas < least)
+      problems.push_back({"", path + ".policy." + key, fmt::format("{} data-parallel replicas", input.replicas),
+                          fmt::format("needs {} replicas that hold whole nodes each: {}", least, why),
+                          "remove it, or take a plan with more replicas", ProblemKind::Infeasible});
   };
-  refuse(policy.checkpoints.usual_tier != CheckpointTier::Remote, "checkpoints.usual_tier", "not remote");
-  refuse(policy.checkpoints.hash_vote, "checkpoints.hash_vote", "true");
-  refuse(policy.elastic.enabled, "elastic", "{...}");
-  refuse(policy.in_process_restart, "in_process_restart", "true");
-  const auto& causes = input.faults.causes;
-  for (std::size_t i = 0; i < causes.size(); ++i) {
-    const FaultMode mode = causes[i].effective_mode();
-    if (mode != FaultMode::StorageOutage && mode != FaultMode::UserError) continue;
-    problems.push_back({"", fmt::format("{}.faults.causes[{}].mode", path, i), to_string(mode),
-                        "is in the catalogue, but a run over time does not simulate it yet", "remove this cause",
-                        ProblemKind::MissingCapability});
-  }
+  want(policy.elastic.enabled, 2, "elastic", "one goes on without the other");
+  want(policy.checkpoints.hash_vote, 3, "checkpoints.hash_vote", "two cannot say which of them is wrong");
+  if (policy.elastic.enabled && policy.elastic.min_replicas > input.replicas)
+    problems.push_back({"", path + ".policy.elastic.min_replicas", std::to_string(policy.elastic.min_replicas),
+                        fmt::format("the job has {} replicas", input.replicas), "lower it", ProblemKind::Infeasible});
 }
 
 void check_work(const RunInput& input, const std::string& path, Problems& problems) {
@@ -157,7 +150,7 @@ simgrid::s4u::Host* platform_host() {
 Problems validate(const RunInput& input, const std::string& path) {
   Problems problems;
   check_sizes(input, path, problems);
-  check_supported(input, path, problems);
+  check_replicas(input, path, problems);
   if (problems.empty()) check_work(input, path, problems);
   return problems;
 }

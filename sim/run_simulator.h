@@ -51,6 +51,10 @@ struct RunInput {
   std::int64_t job_nodes = 0;
   /// Data-parallel replicas that hold whole nodes each; 1 where they do not.
   std::int64_t replicas = 1;
+  /// By slot, a replica's slots one after the other: the position in the job. Empty: they are the same.
+  std::vector<std::int64_t> positions = {};
+  /// Each replica holds the whole training state: nothing of it is sharded over data parallelism.
+  bool replicas_hold_all = false;
   double duration_s = 0;
   std::uint64_t seed = 1;
   StepTimes step_times;

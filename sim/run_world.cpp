@@ -1,5 +1,5 @@
 // The world of one run. Sections: time and its bands; the fault injector; links; symptoms; the
-// job and its checkpoints; the controller and what carries out its actions.
+// job; the controller and what carries out its actions.
 #include "sim/run_world.h"
 
 #include <algorithm>
@@ -26,11 +26,8 @@ using recovery::State;
 
 namespace {
 
-// A queue pair sends again after 4.096 us * 2^timeout, and gives up after its retries. NCCL's
-// defaults: NCCL_IB_TIMEOUT 20, NCCL_IB_RETRY_CNT 7 (NCCL env.rst; InfiniBand spec 11.6.2).
-constexpr std::int64_t kQueuePairRetryNs = std::int64_t{4096} << 20;
+// A queue pair gives up after so many retries: NCCL_IB_RETRY_CNT, NCCL's default (InfiniBand spec 11.6.2).
 constexpr std::int64_t kQueuePairRetries = 7;
-constexpr std::int64_t kQueuePairTimeoutNs = kQueuePairRetries * kQueuePairRetryNs;
 
 // XIDs with which GPUs die in the field, all of which NVIDIA answers with a reset or worse:
 // double-bit ECC, off the bus, uncontained ECC, GSP timeout, unrecovered ECC.
@@ -38,9 +35,6 @@ constexpr std::array kFatalXids = {48, 79, 95, 119, 140};
 
 // How long slowness is watched before it is called so.
 constexpr std::int64_t kStragglerWindowNs = 60'000'000'000;
-
-// Rounding in a step count that has been advanced by many divisions.
-constexpr double kStepEpsilon = 1e-9;
 
 Band band_of(recovery::Phase phase) {
   switch (phase) {
@@ -85,17 +79,21 @@ RunWorld::RunWorld(const RunInput& input, sg4::Host* host)
       duration_ns_(to_ns(input.duration_s)),
       held_nodes_(input.job_nodes + input.policy.spare_nodes),
       controller_config_(recovery::controller_config(
-          input.policy, {input.job_nodes, nodes_per_domain(input.cluster), input.replicas},
+          input.policy, {input.job_nodes, nodes_per_domain(input.cluster), input.replicas, input.positions},
           checkpoint_interval_s(input),
           mean_time_between_failures_s(failures_per_gpu_hour(input), input.job_nodes * input.cluster.gpus_per_node))),
       controller_(controller_config_),
       injector_("fault injector", host, [this](std::int64_t at_ns) { advance(at_ns); }),
       cluster_("cluster", host, [this](std::int64_t at_ns) { advance(at_ns); }),
-      storage_("storage", host, [this](std::int64_t at_ns) { advance(at_ns); }),
+      storage_(host, input.cluster, input.job_nodes, input.policy.checkpoints.drain_share,
+               [this](std::int64_t at_ns) { advance(at_ns); }),
       repair_shop_("repair shop", host, [this](std::int64_t at_ns) { advance(at_ns); }),
       timers_("timers", host, [this](std::int64_t at_ns) { advance(at_ns); }),
       symptom_draws_(input.seed, "run.symptoms"),
-      repair_draws_(input.seed, "run.repair") {
+      repair_draws_(input.seed, "run.repair"),
+      copies_(std::min(nodes_per_domain(input.cluster), std::max<std::int64_t>(1, input.job_nodes / 2))),
+      active_replicas_(static_cast<std::size_t>(input.replicas)),
+      replicas_in_step_(active_replicas_) {
   const faults::FleetShape shape{input_.job_nodes, held_nodes_, input_.cluster.gpus_per_node, duration_ns_};
   source_ = faults::make_fault_source(input_.faults, shape, input_.seed);
   for (const std::string& name : faults::cause_names(input_.faults)) result_.by_cause.push_back({name, 0, 0});
@@ -113,6 +111,8 @@ RunWorld::RunWorld(const RunInput& input, sg4::Host* host)
       mean_time_between_failures_s(failures_per_gpu_hour(input_), input_.job_nodes * input_.cluster.gpus_per_node);
   result_.spares.configured = input_.policy.spare_nodes;
   result_.spares.fewest = input_.policy.spare_nodes;
+  result_.replicas = input_.replicas;
+  result_.fewest_replicas = input_.replicas;
 
   sg4::Actor::create("controller", host, [this] { control(); })->daemonize();
   sg4::Actor::create("run", host, [this] {
@@ -153,7 +153,9 @@ void RunWorld::advance(std::int64_t now_ns) {
 void RunWorld::train(std::int64_t duration_ns) {
   const double useful = std::min(1.0, healthy_step_s_ / step_time_.step_s);
   const std::int64_t useful_ns = std::llround(static_cast<double>(duration_ns) * useful);
-  unsaved_ns_ += useful_ns;
+  work_.train(useful_ns);
+  if (std::any_of(corrupt_.begin(), corrupt_.end(), [&](const auto& its) { return controller_.slot_of(its.first); }))
+    result_.corrupted_training_ns += duration_ns;
   book(Band::DegradedSlowdown, duration_ns - useful_ns);
   progress_steps_ += static_cast<double>(duration_ns) / kNsPerS / step_time_.step_s;
 }
@@ -164,7 +166,8 @@ Band RunWorld::band_of_dead_time() const {
 }
 
 RunResult RunWorld::finish() {
-  book(Band::Productive, unsaved_ns_ + draining_ns_);
+  if (mode_ == JobMode::Dead) book(Band::LostWork, work_.restore(best_step_left()));
+  book(Band::Productive, work_.unsafe_ns());
   std::int64_t sum_ns = 0;
   for (const std::int64_t band_ns : result_.band_ns) sum_ns += band_ns;
   TY_CHECK(sum_ns == duration_ns_, "the bands sum to the wall time");
@@ -227,8 +230,13 @@ void RunWorld::strike(const faults::Fault& fault) {
   damage.scope = fault.cause < causes.size() ? causes[fault.cause].scope : scope_of(fault.mode);
   damage.symptom_after_ns = to_ns(input_.policy.detection_timeout_s);
   if (fault.repair_ns) damage.repaired_at_ns = now_ns_ + *fault.repair_ns;
-  if (fault.node == faults::kWholeJob) return strike_job(fault.cause);
+  damage.fault = fault;
   const bool stops_job = fault.cause < causes.size() && causes[fault.cause].stops_job;
+  if (fault.mode == FaultMode::StorageOutage && !stops_job)
+    return strike_storage(now_ns_ + fault.duration_ns.value_or(0));
+  if (fault.mode == FaultMode::UserError) return make_user_error(fault);
+  if (fault.node == faults::kWholeJob) return strike_job(fault);
+  if (row.effect == faults::Effect::CorruptsSilently && !stops_job) return corrupt(fault.node);
   if (row.effect == faults::Effect::Slows && !stops_job) {
     InjectedFault part;
     part.kind = kind_of(fault.mode);
@@ -253,19 +261,62 @@ void RunWorld::strike_leaf(const faults::Fault& fault, Damage damage) {
 }
 
 /// A software failure: no node is to blame.
-void RunWorld::strike_job(std::size_t cause) {
-  count_failure(cause, -1);
+void RunWorld::strike_job(const faults::Fault& fault) {
+  count_failure(fault.cause, -1);
+  crash_processes(fault);
+}
+
+void RunWorld::crash_processes(const faults::Fault& fault) {
   const State state = controller_.state();
   const bool coming_up =
       state == State::Starting || state == State::Connecting || state == State::Loading || state == State::WarmingUp;
   if (mode_ == JobMode::Dead && !coming_up) return;  // nothing runs that could fail
   const std::int64_t noticed_ns = mode_ == JobMode::Dead ? now_ns_ : next_collective_ns();
+  devices_lost_ = true;
   if (mode_ == JobMode::Dead)
     processes_crashed_ = true;
   else
     kill_job();
-  const recovery::CommunicatorError error{controller_.epoch(), some_owner(), std::nullopt, now_ns_};
+  const NodeId reporter = some_owner();
+  if (reporter == kNobody) return;
+  if (input_.policy.evidence == Evidence::All) return schedule_evidence(reporter, fault, noticed_ns);
+  const recovery::CommunicatorError error{controller_.epoch(), reporter, std::nullopt, now_ns_};
   cluster_.at(noticed_ns + to_ns(input_.policy.detection_timeout_s), [this, error] { tell(error); });
+}
+
+/// Nobody can read or write the remote store for a while.
+void RunWorld::strike_storage(std::int64_t until_ns) {
+  trace_.add(now_ns_, RunEventKind::FaultBegins, -1, "storage_outage");
+  storage_down_until_ns_ = std::max(storage_down_until_ns_, until_ns);
+  storage_.remote_down(true);
+  if (until_ns > duration_ns_) return;
+  injector_.at(until_ns, [this] {
+    if (now_ns_ < storage_down_until_ns_) return;  // another outage goes on
+    trace_.add(now_ns_, RunEventKind::FaultEnds, -1, "storage_outage");
+    storage_.remote_down(false);
+  });
+}
+
+/// The job crashes, and again after each restart until a human has found the mistake.
+void RunWorld::make_user_error(const faults::Fault& fault) {
+  const faults::LognormalSeconds mends = faults::row_of(FaultMode::UserError).mends;
+  const double until_s = repair_draws_.lognormal(std::log(mends.median_s), mends.sigma);
+  user_error_ = fault;
+  user_error_until_ns_ = now_ns_ + to_ns(std::min(until_s, input_.duration_s));
+  injector_.at(user_error_until_ns_, [this] {
+    if (controller_.state() == State::WaitingForHuman) tell(recovery::HumanCleared{});
+  });
+  strike_job(fault);
+}
+
+/// The node goes on, with wrong numbers. Some of them end up in its parameters alone, where a vote of replicas finds
+/// them; others go through the gradients into everybody's.
+void RunWorld::corrupt(NodeId node) {
+  if (node == kNobody || out_of_order(node) || corrupt_.contains(node)) return;
+  ++result_.corruptions;
+  trace_.add(now_ns_, RunEventKind::FaultBegins, node, "silent_data_corruption");
+  const double shows = faults::row_of(FaultMode::SilentDataCorruption).shows.hash_mismatch;
+  corrupt_.emplace(node, symptom_draws_.uniform() < shows);
 }
 
 void RunWorld::strike_node(NodeId node, std::size_t cause, Damage damage) {
@@ -275,14 +326,31 @@ void RunWorld::strike_node(NodeId node, std::size_t cause, Damage damage) {
   // A broken cable hurts only who uses it: with no ranks up, it shows when communicators are built.
   const bool shows_by_itself = damage.scope != FaultScope::Network;
   damaged_.insert_or_assign(node, damage);
-  if (controller_.slot_of(node) && mode_ != JobMode::Dead) {
+  if (damage.scope != FaultScope::Network) device_lost(node);
+  if (damage.scope == FaultScope::Node) copies_.memory_lost(node);
+  const bool in_job = controller_.slot_of(node).has_value();
+  if (in_job && mode_ != JobMode::Dead) {
     const std::int64_t noticed_ns = next_collective_ns();
     const std::int64_t struck_ns = now_ns_;
     kill_job();
-    schedule_symptom(node, noticed_ns + symptom_after_ns, struck_ns);
+    if (input_.policy.evidence == Evidence::All && damage.fault)
+      schedule_evidence(node, *damage.fault, noticed_ns);
+    else
+      schedule_symptom(node, noticed_ns + symptom_after_ns, struck_ns);
+  } else if (shows_by_itself && input_.policy.evidence == Evidence::All && damage.fault) {
+    schedule_evidence(node, *damage.fault, now_ns_);
   } else if (shows_by_itself) {
     schedule_symptom(node, now_ns_ + symptom_after_ns, now_ns_);
   }
+}
+
+/// Once training goes on, the mistake is made again.
+void RunWorld::repeat_user_error() {
+  constexpr std::int64_t kUntilItShowsNs = 30'000'000'000;
+  if (now_ns_ >= user_error_until_ns_) return;
+  cluster_.at(now_ns_ + kUntilItShowsNs, [this, life = life_] {
+    if (life == life_ && now_ns_ < user_error_until_ns_) crash_processes(user_error_);
+  });
 }
 
 /// In the shop, or damaged already by more than a link that is down.
@@ -307,7 +375,20 @@ void RunWorld::count_failure(std::size_t cause, NodeId node) {
 
 void RunWorld::arm_injected(std::size_t index) {
   const InjectedFault& fault = input_.faults.injected[index];
+  if (fault.mode == FaultMode::HostMaintenance) announce_maintenance(index);
   if (fault.at_s < input_.duration_s) injector_.at(to_ns(fault.at_s), [this, index] { begin_injected(index); });
+}
+
+/// Maintenance that is injected is planned: a day ahead it is known.
+void RunWorld::announce_maintenance(std::size_t index) {
+  constexpr double kNotice_s = 86400;
+  const InjectedFault& fault = input_.faults.injected[index];
+  if (fault.at_s >= input_.duration_s) return;
+  injector_.at(to_ns(std::max(0.0, fault.at_s - kNotice_s)), [this, &fault] {
+    const double back_s = fault.at_s + fault.duration_s.value_or(input_.duration_s);
+    maintenance_until_ns_[fault.node] = to_ns(std::min(back_s, 2 * input_.duration_s));
+    tell(recovery::MaintenanceDue{fault.node, to_ns(fault.at_s)});
+  });
 }
 
 void RunWorld::begin_injected(std::size_t index) {
@@ -371,7 +452,7 @@ void RunWorld::link_down(NodeId node, std::size_t cause, std::optional<std::int6
   damage.ends_at_ns = up_ns;
   damage.link_only = true;
   damage.cause = cause;
-  damage.symptom_after_ns = kQueuePairTimeoutNs;
+  damage.symptom_after_ns = to_ns(input_.policy.timeouts.link_s);
   damaged_.insert_or_assign(node, damage);
   if (up_ns) injector_.at(*up_ns, [this, node, up = *up_ns] { link_up(node, up); });
   if (controller_.slot_of(node) && mode_ != JobMode::Dead)
@@ -386,15 +467,16 @@ void RunWorld::link_bites(NodeId node, std::optional<std::int64_t> up_ns) {
   if (!controller_.slot_of(node) || waits) return;  // shows when communicators are built
   if (mode_ == JobMode::Snapshot)                   // no collective before the snapshot is over
     return injector_.at(snapshot_end_ns_ + 1, [this, node, up_ns] { link_bites(node, up_ns); });
-  if (up_ns && *up_ns - now_ns_ <= kQueuePairTimeoutNs) return link_stall(*up_ns - now_ns_);
+  if (up_ns && *up_ns - now_ns_ <= to_ns(input_.policy.timeouts.link_s)) return link_stall(*up_ns - now_ns_);
   count_failure(damaged->second.cause, node);
   kill_job();
-  schedule_symptom(node, now_ns_ + kQueuePairTimeoutNs, now_ns_);
+  schedule_symptom(node, now_ns_ + to_ns(input_.policy.timeouts.link_s), now_ns_);
 }
 
 void RunWorld::link_stall(std::int64_t down_ns) {
-  const std::int64_t retries = (down_ns + kQueuePairRetryNs - 1) / kQueuePairRetryNs;
-  stalled_until_ns_ = std::max(stalled_until_ns_, now_ns_ + retries * kQueuePairRetryNs);
+  const std::int64_t retry_ns = std::max<std::int64_t>(1, to_ns(input_.policy.timeouts.link_s) / kQueuePairRetries);
+  const std::int64_t retries = (down_ns + retry_ns - 1) / retry_ns;
+  stalled_until_ns_ = std::max(stalled_until_ns_, now_ns_ + retries * retry_ns);
   mode_ = JobMode::Stalled;
   ++boundary_;
   injector_.at(stalled_until_ns_, [this, life = life_] {
@@ -419,6 +501,44 @@ void RunWorld::schedule_symptom(NodeId node, std::int64_t due_ns, std::int64_t l
   damaged_.at(node).symptom_on_its_way = true;
   cluster_.at(due_ns,
               [this, node, epoch = controller_.epoch(), last_seen_ns] { show_symptom(node, epoch, last_seen_ns); });
+}
+
+/// All that can be seen of a fault, late, twice, of the wrong node or not at all.
+void RunWorld::schedule_evidence(NodeId node, const faults::Fault& fault, std::int64_t noticed_ns) {
+  faults::SymptomContext context;
+  context.job_nodes = input_.job_nodes;
+  context.gpus_per_node = input_.cluster.gpus_per_node;
+  context.in_job = controller_.slot_of(node).has_value();
+  context.heartbeat_timeout_s = input_.policy.detection_timeout_s;
+  context.collective_timeout_s = input_.policy.timeouts.collective_s;
+  context.queue_pair_timeout_s = input_.policy.timeouts.link_s;
+  const std::int64_t epoch = controller_.epoch(), struck_ns = now_ns_;
+  for (const faults::Symptom& symptom : faults::symptoms_of(fault, context, symptom_draws_))
+    cluster_.at(noticed_ns + to_ns(symptom.delay_s),
+                [this, symptom, node, epoch, struck_ns] { show(symptom, node, epoch, struck_ns); });
+}
+
+/// Slots are counted from the struck node's; by now it may have lost its own.
+void RunWorld::show(const faults::Symptom& symptom, NodeId node, std::int64_t epoch, std::int64_t last_seen_ns) {
+  const bool in_job = controller_.slot_of(node).has_value();
+  if (!in_job && (symptom.slot != 0 || in_shop_.contains(node))) return;
+  const NodeId from = symptom.slot == 0 ? node : neighbour(node, symptom.slot);
+  if (from == kNobody) return;
+  switch (symptom.kind) {
+    case faults::SymptomKind::HeartbeatLost: return tell(recovery::HeartbeatLost{from, last_seen_ns});
+    case faults::SymptomKind::Xid: return tell(recovery::XidReported{from, symptom.device, symptom.xid, last_seen_ns});
+    case faults::SymptomKind::CommunicatorError:
+    case faults::SymptomKind::CollectiveTimeout: {
+      std::optional<NodeId> suspect;
+      if (symptom.suspect_slot && in_job) suspect = neighbour(node, *symptom.suspect_slot);
+      if (suspect == kNobody) suspect.reset();
+      return tell(recovery::CommunicatorError{epoch, from, suspect, last_seen_ns});
+    }
+    case faults::SymptomKind::Straggling:    // watched over time: watch_straggler()
+    case faults::SymptomKind::HashMismatch:  // voted on: vote()
+    case faults::SymptomKind::LinkDown:      // not evidence by itself
+    case faults::SymptomKind::LinkUp: return;
+  }
 }
 
 /// What the controller gets to see of a damaged node; `epoch` is that of the ranks that met it.
@@ -448,7 +568,7 @@ void RunWorld::show_symptom(NodeId node, std::int64_t epoch, std::int64_t last_s
 
 RunWorld::NodeId RunWorld::some_owner() {
   const std::vector<NodeId>& owners = controller_.owners();
-  return owners[symptom_draws_.below(owners.size())];
+  return owners[symptom_draws_.below(owners.size())];  // nobody where its replica takes no part
 }
 
 RunWorld::NodeId RunWorld::neighbour(NodeId node, std::int64_t distance) const {
@@ -457,7 +577,7 @@ RunWorld::NodeId RunWorld::neighbour(NodeId node, std::int64_t distance) const {
   return owners[static_cast<std::size_t>((*controller_.slot_of(node) + distance + slots) % slots)];
 }
 
-// ---- The job and its checkpoints ------------------------------------------------------------
+// ---- The job ------------------------------------------------------------
 
 /// When the ranks next wait for one another. Faults come at times of their own, so where in
 /// the step that is follows from the progress made.
@@ -469,18 +589,16 @@ std::int64_t RunWorld::next_collective_ns() const {
   return now_ns_ + to_ns(left * step_time_.step_s / static_cast<double>(step_time_.collectives_per_step));
 }
 
-/// No rank makes progress from now on; what no durable checkpoint holds is lost. A snapshot
-/// that still drains is lost too: it drains from the memory of nodes of which one just failed.
+/// No rank makes progress from now on. A snapshot that is still being written is lost: it is written from the memory of
+/// nodes of which one just failed. What else is lost shows when it is known which copy is restored.
 void RunWorld::kill_job() {
-  const std::int64_t lost_ns = unsaved_ns_ + draining_ns_;
-  book(Band::LostWork, lost_ns);
-  lost_since_running_s_ += static_cast<double>(lost_ns) / kNsPerS;
-  unsaved_ns_ = 0;
-  draining_ns_ = 0;
+  steps_when_killed_ = progress_steps_;
   mode_ = JobMode::Dead;
   ++life_;
   ++boundary_;
   checkpoint_.reset();
+  writing_.clear();
+  storage_.abandon();
 }
 
 void RunWorld::set_training() {
@@ -495,7 +613,7 @@ JobState RunWorld::job_state() const {
     InjectedFault fault = part;
     const std::optional<std::int64_t> slot = controller_.slot_of(fault.node);
     if (!slot) continue;
-    fault.node = *slot;
+    fault.node = position_of(*slot);
     fault.at_s = 0;
     fault.duration_s.reset();
     state.slow.push_back(fault);
@@ -505,9 +623,11 @@ JobState RunWorld::job_state() const {
   std::sort(state.slow.begin(), state.slow.end(), less);
   const std::vector<NodeId>& owners = controller_.owners();
   for (std::size_t slot = 0; slot < owners.size(); ++slot) {
-    const auto position = static_cast<std::int64_t>(slot);
+    const std::int64_t position = position_of(static_cast<std::int64_t>(slot));
     if (owners[slot] != position && owners[slot] != kNobody) state.moved.push_back({position, owners[slot]});
   }
+  std::sort(state.moved.begin(), state.moved.end(),
+            [](const MovedNode& a, const MovedNode& b) { return a.position < b.position; });
   return input_.reduced ? input_.reduced(state) : state;
 }
 
@@ -518,9 +638,12 @@ void RunWorld::state_changed() {
   const auto same = [&](const InjectedFault& a, const InjectedFault& b) { return key(a) == key(b); };
   const bool slow_alike =
       std::equal(state.slow.begin(), state.slow.end(), state_.slow.begin(), state_.slow.end(), same);
-  if (slow_alike && state.moved == state_.moved) return;
+  if (slow_alike && state.moved == state_.moved && replicas_in_step_ == active_replicas_) return;
   state_ = std::move(state);
   step_time_ = input_.step_times(state_);
+  // The global batch stays as it is: those who are left take over the micro-batches of those who are not.
+  replicas_in_step_ = active_replicas_;
+  step_time_.step_s *= static_cast<double>(input_.replicas) / static_cast<double>(active_replicas_);
   TY_CHECK(std::isfinite(step_time_.step_s) && step_time_.step_s > 0, "a step takes time");
   if (mode_ == JobMode::Training && checkpoint_) arm_step_boundary();
 }
@@ -531,42 +654,6 @@ void RunWorld::arm_step_boundary() {
   cluster_.at(now_ns_ + to_ns(wait_s), [this, boundary = ++boundary_, step] {
     if (boundary == boundary_) begin_snapshot(static_cast<std::int64_t>(step));
   });
-}
-
-void RunWorld::begin_snapshot(std::int64_t step) {
-  progress_steps_ = static_cast<double>(step);
-  mode_ = JobMode::Snapshot;
-  snapshot_end_ns_ = now_ns_ + to_ns(input_.policy.checkpoint_stall_s);
-  cluster_.at(snapshot_end_ns_, [this, life = life_, step, begun_ns = now_ns_] {
-    if (life == life_) end_snapshot(step, begun_ns);
-  });
-}
-
-void RunWorld::end_snapshot(std::int64_t step, std::int64_t begun_ns) {
-  const ActionKey key = *checkpoint_;
-  draining_ns_ = std::exchange(unsaved_ns_, 0);
-  if (step > controller_.steps_done())
-    tell(recovery::StepsDone{controller_.epoch(), controller_.steps_done() + 1, step});
-  tell(Answered{key, Outcome::Acted, std::nullopt});
-  double drain_s = 0;
-  if (input_.checkpoint_bytes > 0) drain_s = input_.checkpoint_bytes / input_.cluster.storage.remote_write_bytes_per_s;
-  const std::int64_t durable_ns = drain_s < input_.duration_s ? begun_ns + to_ns(drain_s) : duration_ns_ + 1;
-  checkpoint_.reset();
-  storage_.at(std::max(now_ns_, durable_ns), [this, life = life_, key, step] {
-    if (life != life_) return;
-    checkpoint_durable(step);
-    tell(recovery::CheckpointDurable{key, step});
-  });
-  if (hold_)
-    mode_ = JobMode::Held;
-  else
-    set_training();
-}
-
-void RunWorld::checkpoint_durable(std::int64_t step) {
-  book(Band::Productive, std::exchange(draining_ns_, 0));
-  ++result_.checkpoints;
-  trace_.add(now_ns_, RunEventKind::CheckpointDurable, -1, std::to_string(step));
 }
 
 // ---- The controller and what carries out its actions ----------------------------------------
@@ -595,8 +682,9 @@ void RunWorld::control() {
 void RunWorld::carry_out(const Action& action) {
   if (input_.verify_replay) action_log_.push_back(describe(action));
   std::visit([&](const auto& body) { perform(body, action.key); }, action.body);
+  const bool loads = std::holds_alternative<recovery::LoadState>(action.body);
   if (const std::optional<double> seconds = phase_s(action))
-    cluster_.at(now_ns_ + to_ns(*seconds), [this, action] { phase_over(action); });
+    cluster_.at(now_ns_ + to_ns(*seconds), [this, action, loads] { loads ? load(action) : phase_over(action); });
 }
 
 /// How long the world takes for a phase of the recovery; none for actions that are no phase.
@@ -645,10 +733,13 @@ std::vector<RunWorld::NodeId> RunWorld::blockers(const Action& action) const {
 }
 
 void RunWorld::phase_acted(const Action& action) {
+  if (std::holds_alternative<recovery::BuildCommunicators>(action.body)) find_copies(action.key.epoch);
   if (const auto* resume = std::get_if<recovery::Resume>(&action.body)) {
+    restored(resume->step);
     progress_steps_ = static_cast<double>(resume->step);
     set_training();
     for (const auto& [id, part] : slow_) watch_straggler(id);
+    repeat_user_error();
   }
   tell(Answered{action.key, Outcome::Acted, std::nullopt});
 }
@@ -664,11 +755,21 @@ void RunWorld::perform(const recovery::Fence&, const ActionKey& key) {
   if (mode_ != JobMode::Dead) kill_job();
 }
 
-void RunWorld::perform(const recovery::StartProcesses&, const ActionKey&) { processes_crashed_ = false; }
+void RunWorld::perform(const recovery::StartProcesses& start, const ActionKey&) {
+  processes_crashed_ = false;
+  if (active_replicas_ == start.replicas.size()) return;
+  active_replicas_ = start.replicas.size();
+  result_.fewest_replicas = std::min(result_.fewest_replicas, static_cast<std::int64_t>(active_replicas_));
+  trace_.add(now_ns_, RunEventKind::Replicas, -1, std::to_string(active_replicas_));
+  state_changed();
+}
+
+void RunWorld::perform(const recovery::LoadState& load, const ActionKey&) { loading_ = load.copy; }
 
 void RunWorld::perform(const recovery::PromoteSpare& promote, const ActionKey&) {
   trace_.add(now_ns_, RunEventKind::Promote, promote.node, "");
-  node_is(promote.node, faults::NodeUse::Job, promote.slot);
+  node_is(promote.node, faults::NodeUse::Job, position_of(promote.slot));
+  device_lost(promote.node);
   state_changed();
 }
 
@@ -677,28 +778,30 @@ void RunWorld::perform(const recovery::Eject& eject, const ActionKey& key) { to_
 /// Something broke on a node while it was tested: it goes back.
 void RunWorld::perform(const recovery::ReturnToRepair& back, const ActionKey& key) { to_shop(back.node, key); }
 
+/// When the node that goes to repair now is back; beyond the end of the run for one that is not in it.
+std::int64_t RunWorld::repaired_at_ns(NodeId node) {
+  const std::int64_t never_ns = duration_ns_ + 1;
+  const auto damaged = damaged_.find(node);
+  if (damaged != damaged_.end() && damaged->second.injected)
+    return std::max(now_ns_, damaged->second.ends_at_ns.value_or(never_ns));
+  if (damaged != damaged_.end() && damaged->second.repaired_at_ns)
+    return std::max(now_ns_, *damaged->second.repaired_at_ns);
+  const auto planned = maintenance_until_ns_.find(node);
+  if (damaged == damaged_.end() && planned != maintenance_until_ns_.end()) return std::max(now_ns_, planned->second);
+  const double repair_s = repair_draws_.lognormal(std::log(input_.policy.repair_median_s), input_.policy.repair_sigma);
+  return repair_s > input_.duration_s ? never_ns : now_ns_ + to_ns(repair_s);
+}
+
 void RunWorld::to_shop(NodeId node, const ActionKey& key) {
   trace_.add(now_ns_, RunEventKind::Eject, node, "");
   in_shop_.insert(node);
+  copies_.node_gone(node);
+  corrupt_.erase(node);
   std::erase_if(slow_, [&](const auto& slow) { return slow.second.node == node; });
   node_is(node, faults::NodeUse::InRepair);
   state_changed();
-  const auto damaged = damaged_.find(node);
-  const bool injected = damaged != damaged_.end() && damaged->second.injected;
-  const auto given_ns = damaged == damaged_.end() ? std::nullopt : damaged->second.repaired_at_ns;
-  if (injected && !damaged->second.ends_at_ns) return;  // never comes back
-  std::int64_t back_ns = 0;
-  if (injected) {
-    back_ns = std::max(now_ns_, *damaged->second.ends_at_ns);
-  } else if (given_ns) {
-    back_ns = std::max(now_ns_, *given_ns);
-    if (back_ns > duration_ns_) return;
-  } else {
-    const double repair_s =
-        repair_draws_.lognormal(std::log(input_.policy.repair_median_s), input_.policy.repair_sigma);
-    if (repair_s > input_.duration_s) return;
-    back_ns = now_ns_ + to_ns(repair_s);
-  }
+  const std::int64_t back_ns = repaired_at_ns(node);
+  if (back_ns > duration_ns_) return;
   repair_shop_.at(back_ns, [this, node, key] {
     in_shop_.erase(node);
     damaged_.erase(node);
@@ -734,6 +837,7 @@ void RunWorld::perform(const recovery::TestNode& test, const ActionKey& key) {
 void RunWorld::perform(const recovery::TakeCheckpoint& take, const ActionKey& key) {
   if (mode_ == JobMode::Dead) return;
   checkpoint_ = key;
+  checkpoint_tier_ = take.tier;
   hold_ = take.hold;
   if (mode_ == JobMode::Training) arm_step_boundary();
 }

@@ -15,13 +15,20 @@
 
 #include "models/base/random.h"
 #include "models/faults/fault_source.h"
+#include "models/faults/symptoms.h"
 #include "models/recovery/controller.h"
 #include "sim/run_agenda.h"
 #include "sim/run_result.h"
 #include "sim/run_simulator.h"
 #include "sim/run_trace.h"
+#include "sim/state_copies.h"
+#include "sim/storage_traffic.h"
+#include "sim/work_book.h"
 
 namespace trainyard {
+
+/// Rounding in a step count that has been advanced by many divisions.
+inline constexpr double kStepEpsilon = 1e-9;
 
 class RunWorld {
  public:
@@ -53,6 +60,7 @@ class RunWorld {
     std::optional<std::int64_t> ends_at_ns;
     /// Given by the source of the fault: when the node is sound again. Else a repair time is drawn.
     std::optional<std::int64_t> repaired_at_ns;
+    std::optional<faults::Fault> fault;  // what the source gave
     /// A link that is down and mends by itself; the node is sound.
     bool link_only = false;
     /// From when somebody waits for the node to when they complain.
@@ -71,7 +79,13 @@ class RunWorld {
   void pull_faults();
   void strike(const faults::Fault& fault);
   void strike_leaf(const faults::Fault& fault, Damage damage);
-  void strike_job(std::size_t cause);
+  void strike_job(const faults::Fault& fault);
+  void crash_processes(const faults::Fault& fault);
+  void repeat_user_error();
+  void strike_storage(std::int64_t until_ns);
+  void make_user_error(const faults::Fault& fault);
+  void corrupt(NodeId node);
+  void announce_maintenance(std::size_t index);
   void strike_node(NodeId node, std::size_t cause, Damage damage);
   void count_failure(std::size_t cause, NodeId node);
   void arm_injected(std::size_t index);
@@ -87,6 +101,8 @@ class RunWorld {
   // Symptoms.
   void node_is(NodeId node, faults::NodeUse use, std::int64_t slot = 0);
   void schedule_symptom(NodeId node, std::int64_t due_ns, std::int64_t last_seen_ns);
+  void schedule_evidence(NodeId node, const faults::Fault& fault, std::int64_t noticed_ns);
+  void show(const faults::Symptom& symptom, NodeId node, std::int64_t epoch, std::int64_t last_seen_ns);
   void show_symptom(NodeId node, std::int64_t epoch, std::int64_t last_seen_ns);
   NodeId some_owner();
   [[nodiscard]] bool out_of_order(NodeId node) const;
@@ -100,8 +116,20 @@ class RunWorld {
   [[nodiscard]] JobState job_state() const;
   void arm_step_boundary();
   void begin_snapshot(std::int64_t step);
-  void end_snapshot(std::int64_t step, std::int64_t begun_ns);
+  void end_snapshot(std::int64_t step);
+  void write_copies(const recovery::ActionKey& key, std::deque<recovery::Tier> tiers);
+  void report_copies(const recovery::ActionKey& key);
+  void vote(const recovery::ActionKey& key);
   void checkpoint_durable(std::int64_t step);
+  void load(const recovery::Action& action);
+  void find_copies(std::int64_t epoch);
+  [[nodiscard]] bool live_replica() const;
+  void device_lost(NodeId node);
+  void restored(std::int64_t step);
+  [[nodiscard]] std::int64_t best_step_left() const;
+  [[nodiscard]] std::int64_t position_of(std::int64_t slot) const {
+    return input_.positions.empty() ? slot : input_.positions[static_cast<std::size_t>(slot)];
+  }
 
   // The controller, and what carries out its actions.
   void control();
@@ -112,6 +140,7 @@ class RunWorld {
   void phase_over(const recovery::Action& action);
   [[nodiscard]] std::vector<NodeId> blockers(const recovery::Action& action) const;
   void phase_acted(const recovery::Action& action);
+  [[nodiscard]] std::int64_t repaired_at_ns(NodeId node);
   void to_shop(NodeId node, const recovery::ActionKey& key);
   void perform(const recovery::SetTimer& timer, const recovery::ActionKey& key);
   void perform(const recovery::Eject& eject, const recovery::ActionKey& key);
@@ -125,7 +154,7 @@ class RunWorld {
   void perform(const recovery::PromoteSpare& promote, const recovery::ActionKey& key);
   void perform(const recovery::StartProcesses& start, const recovery::ActionKey& key);
   void perform(const recovery::BuildCommunicators&, const recovery::ActionKey&) {}
-  void perform(const recovery::LoadState&, const recovery::ActionKey&) {}
+  void perform(const recovery::LoadState& load, const recovery::ActionKey& key);
   void perform(const recovery::Resume&, const recovery::ActionKey&) {}
 
   RunResult finish();
@@ -149,7 +178,7 @@ class RunWorld {
 
   Agenda injector_;
   Agenda cluster_;
-  Agenda storage_;
+  StorageTraffic storage_;
   Agenda repair_shop_;
   Agenda timers_;
 
@@ -171,10 +200,7 @@ class RunWorld {
   StepTime step_time_;
   JobState state_;  // that step_time_ holds for
   double progress_steps_ = 0;
-  /// Healthy-step time of work that no durable checkpoint holds: since the last snapshot, and
-  /// before it while that drains.
-  std::int64_t unsaved_ns_ = 0;
-  std::int64_t draining_ns_ = 0;
+  WorkBook work_;
   std::int64_t snapshot_end_ns_ = 0;
   std::int64_t stalled_until_ns_ = 0;
   /// Counted up whenever the job dies: what was scheduled for an older life is void.
@@ -182,6 +208,31 @@ class RunWorld {
   std::int64_t boundary_ = 0;  // the same for the awaited step boundary
   std::optional<recovery::ActionKey> checkpoint_;
   bool hold_ = false;  // after its snapshot
+  recovery::Tier checkpoint_tier_ = recovery::Tier::Remote;
+  /// Replicas did not agree on the state of this step: no copy of it or after it counts.
+  std::optional<std::int64_t> disagreed_from_;
+  /// A checkpoint whose copies are being written.
+  struct Writing {
+    std::int64_t step = 0;
+    std::vector<recovery::Tier> written;  // not reported yet: the snapshot is not over
+    bool snapshot_over = false;
+    bool last = false;  // of its tiers has been written
+  };
+  std::map<recovery::ActionKey, Writing> writing_;
+  StateCopies copies_;
+  /// Data-parallel replicas of which some rank has lost its device memory since the job last trained.
+  std::set<std::int64_t> replicas_lost_;
+  bool devices_lost_ = false;     // of all ranks
+  double steps_when_killed_ = 0;  // in device memory: the whole ones of these
+  recovery::StateCopy loading_;
+  std::size_t active_replicas_ = 1;
+  std::size_t replicas_in_step_ = 1;  // that step_time_ holds for
+  /// Nodes that compute wrong numbers without a sign, and whether their parameters differ from their replicas'.
+  std::map<NodeId, bool> corrupt_;
+  std::map<NodeId, std::int64_t> maintenance_until_ns_;
+  std::int64_t user_error_until_ns_ = 0;
+  faults::Fault user_error_;
+  std::int64_t storage_down_until_ns_ = 0;
   /// A software failure struck while processes came up: nothing of this epoch will finish.
   bool processes_crashed_ = false;
   std::optional<recovery::Action> blocked_phase_;

@@ -50,8 +50,8 @@ std::vector<StateCopy> StateCopies::found(const std::vector<NodeId>& owners) con
   return found;
 }
 
-/// Of the nodes that have lost theirs, some may not have had any. In Host and Nvme each slot needs its own; a slot whose
-/// node has changed since, or that is nobody's now, finds its shard with the peer only.
+/// Of the nodes that have lost theirs, some may not have had any. In Host and Nvme each slot needs its own; a slot
+/// whose node has changed since, or that is nobody's now, finds its shard with the peer only.
 bool StateCopies::complete(const Copy& copy, const std::vector<NodeId>& owners) const {
   for (std::size_t slot = 0; slot < owners.size(); ++slot) {
     const NodeId held_by = (*copy.owners)[slot];

@@ -1,8 +1,8 @@
 // Copies of the training state, and what is left of them.
 //
-// A snapshot lies in the memory of the node that took it (Host), in the memory of a node in another failure domain (Peer),
-// or on its own disk (Nvme). A node that is replaced takes its copies with it, one that crashes loses what
-// is in memory. A copy can be restored while every slot still finds its shard. The last two of each tier are kept.
+// A snapshot lies in the memory of the node that took it (Host), in the memory of a node in another failure domain
+// (Peer), or on its own disk (Nvme). A node that is replaced takes its copies with it, one that crashes loses what is
+// in memory. A copy can be restored while every slot still finds its shard. The last two of each tier are kept.
 #pragma once
 
 #include <cstdint>

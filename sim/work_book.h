@@ -1,7 +1,7 @@
 // The work that a run has done and may still lose.
 //
-// Work is kept in healthy-step time, by the step that it led to. It is safe once a permanent checkpoint holds that step,
-// and lost when training goes on from an earlier one.
+// Work is kept in healthy-step time, by the step that it led to. It is safe once a permanent checkpoint holds that
+// step, and lost when training goes on from an earlier one.
 #pragma once
 
 #include <cstdint>
@@ -42,6 +42,7 @@ class WorkBook {
     return lost_ns;
   }
 
+  [[nodiscard]] std::int64_t open_ns() const { return open_ns_; }
   [[nodiscard]] std::int64_t unsafe_ns() const {
     std::int64_t sum_ns = open_ns_;
     for (const Segment& segment : closed_) sum_ns += segment.work_ns;

@@ -93,7 +93,9 @@ constexpr std::int64_t kThoroughTestFactor = 20;
 
 RosterConfig roster_config(const PolicySpec& policy, const JobShape& job) {
   RosterConfig config;
-  for (NodeId node = 0; node < job.nodes; ++node) config.owners.push_back(node);
+  config.owners = job.owners;
+  if (config.owners.empty())
+    for (NodeId node = 0; node < job.nodes; ++node) config.owners.push_back(node);
   const std::int64_t hot = policy.spares.hot < 0 ? policy.spare_nodes - policy.spares.cold : policy.spares.hot;
   for (std::int64_t i = 0; i < policy.spare_nodes; ++i) {
     const bool cold = i >= policy.spare_nodes - policy.spares.cold;

@@ -75,8 +75,10 @@ struct JobShape {
   /// The job starts on nodes 0..nodes-1; the policy's spares follow.
   std::int64_t nodes = 1;
   std::int64_t nodes_per_domain = 1;
-  /// Data-parallel replicas that hold whole nodes each, nodes in order; 1: the job cannot shrink.
+  /// Data-parallel replicas that hold whole nodes each; 1: the job cannot shrink.
   std::int64_t replicas = 1;
+  /// By slot, a replica's slots one after the other: the node that holds it at first. Empty: slot i has node i.
+  std::vector<NodeId> owners = {};
 };
 
 /// The controller's knobs of a policy. Deadlines are twice what the policy expects of the world plus the

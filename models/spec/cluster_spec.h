@@ -21,6 +21,10 @@ struct FabricTier {
 struct StorageSpec {
   /// Shared by the whole cluster; 0: saving costs only the stall.
   double remote_write_bytes_per_s = 0;
+  /// The same for loading; 0: takes no more than the policy's load_state_s.
+  double remote_read_bytes_per_s = 0;
+  /// Of the disks of one node; 0: as above.
+  double nvme_write_bytes_per_s = 0, nvme_read_bytes_per_s = 0;
 };
 
 struct ClusterSpec {

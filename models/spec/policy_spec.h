@@ -13,7 +13,7 @@ namespace trainyard {
 /// or the outer layer kills what the inner one was about to report (torchtitan #2899).
 struct DetectionLadder {
   /// A queue pair's retries: 4.096 us * 2^NCCL_IB_TIMEOUT * NCCL_IB_RETRY_CNT. NCCL's defaults.
-  double link_s = 30.06;
+  double link_s = 30.064771072;
   double collective_s = 600;
   double process_group_s = 660;
   /// No step done for this long.
@@ -26,12 +26,20 @@ enum class CheckpointCadence { Fixed, YoungDaly, Adaptive };
 /// Where a copy of the training state lies; models/recovery/messages.h says what each survives.
 enum class CheckpointTier { Host, Peer, Nvme, Remote };
 
+/// What a policy listens to.
+enum class Evidence {
+  Timeouts,  // silence and collectives that time out, both after detection_timeout_s: as plain PyTorch does
+  All,       // errors, XIDs and links as they are reported; hangs after the collective timeout of the ladder
+};
+
 struct CheckpointPolicy {
   CheckpointCadence cadence = CheckpointCadence::YoungDaly;
   /// Every checkpoint goes this deep ...
   CheckpointTier usual_tier = CheckpointTier::Remote;
   /// ... and every n-th on to the remote store.
   std::int64_t permanent_every = 1;
+  /// Of a node's NICs, what copies to peers may use: training has the rest.
+  double drain_share = 0.1;
   /// Replicas compare hashes of their parameters at each snapshot, and only what they agree on is kept.
   bool hash_vote = false;
 };
@@ -79,6 +87,7 @@ struct PolicySpec {
   // Knobs of the controller.
   /// Silence of a node after which it is declared dead.
   double detection_timeout_s = 600;
+  Evidence evidence = Evidence::Timeouts;
   DetectionLadder timeouts;
   /// Time given to gather symptoms before suspects are named.
   double diagnosis_s = 60;

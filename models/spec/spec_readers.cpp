@@ -91,7 +91,10 @@ void read_cluster(ObjectReader& from, ClusterSpec& cluster) {
                  cluster.tiers.push_back(tier);
                })
       .object("storage", [&](ObjectReader& storage) {
-        storage.number("remote_write_bytes_per_s", cluster.storage.remote_write_bytes_per_s, {0, 1e18});
+        storage.number("remote_write_bytes_per_s", cluster.storage.remote_write_bytes_per_s, {0, 1e18})
+            .number("remote_read_bytes_per_s", cluster.storage.remote_read_bytes_per_s, {0, 1e18})
+            .number("nvme_write_bytes_per_s", cluster.storage.nvme_write_bytes_per_s, {0, 1e18})
+            .number("nvme_read_bytes_per_s", cluster.storage.nvme_read_bytes_per_s, {0, 1e18});
       });
 }
 
@@ -108,6 +111,7 @@ void read_checkpoints(ObjectReader& from, CheckpointPolicy& checkpoints) {
                                {"nvme", CheckpointTier::Nvme},
                                {"remote", CheckpointTier::Remote}})
       .integer("permanent_every", checkpoints.permanent_every, {1, 1'000'000})
+      .number("drain_share", checkpoints.drain_share, {1e-6, 1})
       .boolean("hash_vote", checkpoints.hash_vote);
 }
 
@@ -172,6 +176,7 @@ void read_policy(ObjectReader& from, PolicySpec& policy) {
       .number("maintenance_lead_s", policy.maintenance_lead_s, seconds)
       .integer("exits_before_blame", policy.exits_before_blame, {1, 1'000'000})
       .boolean("in_process_restart", policy.in_process_restart)
+      .choice<Evidence>("evidence", policy.evidence, {{"timeouts", Evidence::Timeouts}, {"all", Evidence::All}})
       .number("repair_median_s", policy.repair_median_s, seconds)
       .number("repair_sigma", policy.repair_sigma, {0, 10});
 }

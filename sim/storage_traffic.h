@@ -1,0 +1,62 @@
+// Checkpoints on their way: what disks and the remote store move, shared as SimGrid shares it.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include <simgrid/s4u.hpp>
+
+#include "models/spec/cluster_spec.h"
+
+namespace trainyard {
+
+class StorageTraffic {
+ public:
+  enum class Way : std::uint8_t { ToPeers, ToNvme, ToRemote, FromNvme, FromRemote };
+  using Task = std::function<void()>;
+  /// Called before each task runs, with the time; never less than the last one given.
+  using Advance = std::function<void(std::int64_t now_ns)>;
+
+  /// Of `job_nodes` nodes; `drain_share` of their NICs carries copies to peers. Not movable.
+  StorageTraffic(simgrid::s4u::Host* host, const ClusterSpec& cluster, std::int64_t job_nodes, double drain_share,
+                 Advance advance);
+  StorageTraffic(const StorageTraffic&) = delete;
+  StorageTraffic& operator=(const StorageTraffic&) = delete;
+
+  /// Moves the bytes of the whole job after what is on the same way already, then runs the task; at once where the
+  /// cluster has no bandwidth for it.
+  void move(Way way, double bytes, Task done);
+  /// Nothing that is on its way will be done.
+  void abandon();
+  /// The remote store answers nobody: what it was doing begins anew when it is back.
+  void remote_down(bool down);
+
+ private:
+  struct Load {
+    double bytes = 0;
+    Task done;
+  };
+  struct Lane {
+    simgrid::s4u::Disk* disk = nullptr;  // null: nothing takes time
+    bool writes = false;
+    bool paused = false;
+    std::deque<Load> loads;
+    simgrid::s4u::IoPtr moving;
+    simgrid::s4u::SemaphorePtr wake = simgrid::s4u::Semaphore::create(0);
+  };
+
+  Lane& lane(Way way) { return lanes_[static_cast<std::size_t>(way)]; }
+  void add_disk(const std::string& name, double read, double write, Way in, std::optional<Way> out);
+  void work(Lane& lane);
+
+  simgrid::s4u::Host* host_;
+  Advance advance_;
+  const double origin_s_ = simgrid::s4u::Engine::get_clock();
+  std::array<Lane, 5> lanes_;
+};
+
+}  // namespace trainyard

@@ -2,9 +2,9 @@
 //
 // Three clocks can be meant by "a failure every M", and they give different answers for the same M and R:
 //
-//   failures arrive on the wall clock and strike recoveries too    exp(-R/M)    the simulator; Daly 2006
-//   failures arrive on the clock of training alone                 M/(M + R)
-//   failures arrive on the wall clock, each in a recovery of its own   (M - R)/M    FT-HSDP's accounting
+//   failures arrive on the wall clock, and start a recovery that they strike over   exp(-R/M)   the simulator; Daly
+//   2006 failures arrive on the clock of training alone                                  M/(M + R) failures arrive on
+//   the wall clock, each costs a recovery in full                (M - R)/M   FT-HSDP's accounting
 //
 // (fractions of the time in which no recovery is under way; V6 in run_published_test.cpp simulates all three). Steps
 // that a failure undid are lost work, done again in the time of training: they are never in R.
@@ -81,12 +81,12 @@ TEST_CASE("V12: drawn failures agree with both closed forms, and tell them apart
     for (const bool spared : {false, true}) {
       std::vector<double> drawn;
       for (int i = 0; i < 20; ++i)
-        drawn.push_back(drawn_effective_time(mtbf_s, interval_s, 5, recovery_s, spared, 200'000, draws));
+        drawn.push_back(drawn_effective_time(mtbf_s, interval_s, 5, recovery_s, spared, 100'000, draws));
       const Estimate seen = estimate(drawn);
       const double struck = expected_effective_time(mtbf_s, interval_s, 5, recovery_s);
       const double safe = effective_time_if_recoveries_are_spared(mtbf_s, interval_s, 5, recovery_s);
       INFO("R = " << recovery_s << " s, spared " << spared << ": " << seen.mean << " +- " << seen.standard_error);
-      CHECK(seen.standard_error < 0.002 * seen.mean);
+      CHECK(seen.standard_error < 0.003 * seen.mean);
       CHECK(std::abs(seen.mean - (spared ? safe : struck)) < 4 * seen.standard_error);
       if (recovery_s > 1000) CHECK(std::abs(seen.mean - (spared ? struck : safe)) > 20 * seen.standard_error);
       WARN("V12: R = " << recovery_s << " s, recoveries " << (spared ? "spared" : "struck") << ": drawn " << seen.mean

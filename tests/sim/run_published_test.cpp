@@ -78,16 +78,16 @@ void v2(std::int64_t seeds) {
 }
 
 // What brings 12,000 GPUs of RSC-1 to 0.9: saves and restarts of five minutes; then a node rate of 1; then saves of ten
-// seconds. The authors' form is of first order: they give it 5%.
+// seconds. Published is that the last two each reach 0.9. The authors' form is of first order: they give it 5%.
 void v3(std::int64_t seeds) {
   struct Row {
-    double per_1000_node_days, save_s, authors;
+    double per_1000_node_days, save_s, by_their_form;
   };
   for (const Row& row : {Row{kRsc1, 300, 0.740}, Row{1, 300, 0.898}, Row{kRsc1, 10, 0.921}}) {
     const double mtbf_s = node_mtbf_s(row.per_1000_node_days, 1500);
     const double interval_s = young_interval_s(mtbf_s, row.save_s);
     const double first_order = first_order_effective_time(mtbf_s, interval_s, row.save_s, 300);
-    CHECK(first_order == Approx(row.authors).margin(0.0006));
+    CHECK(first_order == Approx(row.by_their_form).margin(0.0006));
     RunInput input = plain_job(1500, plain_policy(300, interval_s, row.save_s), 150 * mtbf_s);
     input.faults.causes = {node_failures(row.per_1000_node_days)};
     const Estimate seen = over_seeds(input, seeds, effective_time);
@@ -95,22 +95,25 @@ void v3(std::int64_t seeds) {
     INFO("saves of " << row.save_s << " s: " << seen.mean << " +- " << seen.standard_error);
     CHECK(seen.mean == Approx(expected).epsilon(0.02));
     CHECK(seen.mean == Approx(first_order).epsilon(0.05));
+    CHECK((seen.mean > 0.89) == (row.by_their_form > 0.89));
     report("V3", seen, expected);
   }
 }
 
 // 100,000 GPUs at RSC-2's rate, with two minutes to restart and between saves of no time, and of five seconds.
+// Published is 0.9.
 void v4(std::int64_t seeds) {
   const double mtbf_s = node_mtbf_s(kRsc2, 12500);
-  for (const auto& [save_s, authors] : {std::pair(0.0, 0.939), std::pair(5.0, 0.902)}) {
-    CHECK(first_order_effective_time(mtbf_s, 120, save_s, 120) == Approx(authors).margin(0.0006));
+  for (const auto& [save_s, by_their_form] : {std::pair(0.0, 0.939), std::pair(5.0, 0.902)}) {
+    CHECK(first_order_effective_time(mtbf_s, 120, save_s, 120) == Approx(by_their_form).margin(0.0006));
     RunInput input = plain_job(12500, plain_policy(120, 120, save_s), 100 * mtbf_s);
     input.faults.causes = {node_failures(kRsc2)};
     const Estimate seen = over_seeds(input, seeds, effective_time);
     const double expected = expected_effective_time(mtbf_s, 120, save_s, 120);
     INFO("saves of " << save_s << " s: " << seen.mean << " +- " << seen.standard_error);
     CHECK(seen.mean == Approx(expected).epsilon(0.02));
-    CHECK(seen.mean == Approx(authors).epsilon(0.02));
+    CHECK(seen.mean == Approx(by_their_form).epsilon(0.02));
+    CHECK(seen.mean > 0.895);
     report("V4", seen, expected);
   }
 }

@@ -69,13 +69,15 @@ std::int64_t node_of(const recovery::Event& event) {
   if (const auto* e = std::get_if<recovery::HeartbeatLost>(&event)) return e->node;
   if (const auto* e = std::get_if<recovery::XidReported>(&event)) return e->node;
   if (const auto* e = std::get_if<recovery::CommunicatorError>(&event)) return e->suspect.value_or(-1);
+  if (const auto* e = std::get_if<recovery::Straggling>(&event)) return e->node;
   return -1;
 }
 
 bool is_symptom(const recovery::Event& event) {
   return std::holds_alternative<recovery::HeartbeatLost>(event) ||
          std::holds_alternative<recovery::XidReported>(event) ||
-         std::holds_alternative<recovery::CommunicatorError>(event);
+         std::holds_alternative<recovery::CommunicatorError>(event) ||
+         std::holds_alternative<recovery::Straggling>(event);
 }
 
 }  // namespace
@@ -113,6 +115,7 @@ RunWorld::RunWorld(const RunInput& input, sg4::Host* host)
       mean_time_between_failures_s(failures_per_gpu_hour(input_), input_.job_nodes * input_.cluster.gpus_per_node);
   result_.spares.configured = input_.policy.spare_nodes;
   result_.spares.fewest = input_.policy.spare_nodes;
+  result_.spares.counts.push_back({0, input_.policy.spare_nodes});
 
   sg4::Actor::create("controller", host, [this] { control(); })->daemonize();
   sg4::Actor::create("run", host, [this] {
@@ -574,7 +577,9 @@ void RunWorld::control() {
     if (controller_.state() != before)
       trace_.add(now_ns_, RunEventKind::ControllerState, -1, to_string(controller_.state()));
     for (const Action& action : actions) carry_out(action);
-    result_.spares.fewest = std::min(result_.spares.fewest, static_cast<std::int64_t>(controller_.spares().size()));
+    const auto free = static_cast<std::int64_t>(controller_.spares().size());
+    result_.spares.fewest = std::min(result_.spares.fewest, free);
+    if (result_.spares.counts.back().free != free) result_.spares.counts.push_back({now_ns_, free});
   }
 }
 

@@ -341,7 +341,8 @@ std::string advice_text(const json& report) {
     out += entry["text"].get<std::string>() + "\n";
     if (entry.contains("marginal")) out += marginal_text(entry["marginal"]);
   }
-  return out.empty() ? "" : "\n" + out;
+  return out.empty() ? ""
+                     : "\nAdvice, from these cells alone, seeds taken in pairs (+- is half the 95% interval)\n" + out;
 }
 
 }  // namespace

@@ -36,7 +36,7 @@ struct Measure {
   bool more_is_better;
   bool is_seconds;
 };
-constexpr Measure kMeasures[] = {
+const Measure kMeasures[] = {
     {"effective_training_time", "effective training time", effective_training_time, true, false},
     {"median_recovery_s", "median recovery", median_recovery_s, false, true},
 };

@@ -2,14 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
-#include <sstream>
 
 #include <fmt/format.h>
 #include <xxhash.h>
 
+#include "cli/recovery_figures.h"
+#include "cli/spares_report.h"
 #include "cli/terminal.h"
 #include "cli/version.h"
+#include "models/base/statistics.h"
 #include "models/base/units.h"
 
 namespace trainyard::cli {
@@ -18,16 +19,16 @@ namespace {
 
 using json = nlohmann::ordered_json;
 
-double mean(const std::vector<double>& values) {
-  return values.empty() ? 0 : std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+// Of the mean over seeds; 0 for one.
+double standard_error(const std::vector<double>& values) {
+  return standard_deviation(values) / std::sqrt(static_cast<double>(values.size()));
 }
 
-// Standard error of the mean over seeds; 0 for one.
-double standard_error(const std::vector<double>& values) {
-  if (values.size() < 2) return 0;
-  double squares = 0;
-  for (const double v : values) squares += (v - mean(values)) * (v - mean(values));
-  return std::sqrt(squares / static_cast<double>(values.size() - 1) / static_cast<double>(values.size()));
+// How far seconds lie apart over seeds.
+json spread(const std::vector<double>& values) {
+  return {{"standard_error_s", standard_error(values)},
+          {"p5_s", percentile(values, 0.05)},
+          {"p95_s", percentile(values, 0.95)}};
 }
 
 template <class Of>
@@ -79,6 +80,37 @@ void add_memory(json& step, const Job& job) {
   }
 }
 
+// Of all seeds together.
+json recovery_json(const std::vector<RunResult>& runs) {
+  std::vector<store::Recovery> all;
+  for (const RunResult& run : runs)
+    for (const RunRecovery& recovery : run.recoveries) all.push_back(recovery_row(recovery));
+  return recovery_figures(all, runs.size());
+}
+
+// The fewest of all seeds; shares of the time are means over them.
+json spares_json(const std::vector<RunResult>& runs) {
+  const std::int64_t configured = runs.front().spares.configured;
+  json out{{"configured", configured}, {"fewest", configured}};
+  std::vector<SparesOverTime> series;
+  for (const RunResult& run : runs) {
+    std::vector<store::SpareCount> counts;
+    for (const SpareCount& count : run.spares.counts) counts.push_back({count.time_ns, count.free});
+    series.emplace_back(std::move(counts), run.duration_ns);
+    out["fewest"] = std::min(out["fewest"].get<std::int64_t>(), run.spares.fewest);
+  }
+  out["mean"] = mean(over(runs, [](const RunResult& r) { return r.spares.mean; }));
+  const auto share_below = [&](std::int64_t k) {
+    double sum = 0;
+    for (const SparesOverTime& its : series) sum += its.share_below(k);
+    return sum / static_cast<double>(series.size());
+  };
+  out["share_with_none"] = share_below(1);
+  out["fewer_than"] = json::object();
+  for (const std::int64_t k : round_numbers(configured)) out["fewer_than"][std::to_string(k)] = share_below(k);
+  return out;
+}
+
 // The recovery whose length is the median one: the typical night.
 const RunRecovery* typical_recovery(const RunResult& run) {
   std::vector<const RunRecovery*> all;
@@ -109,7 +141,7 @@ json run_json(const std::vector<RunResult>& runs) {
   out["recovery"]["count"] = mean(over(runs, [](const RunResult& r) { return r.recoveries.size(); }));
   if (const RunRecovery* typical = typical_recovery(first)) {
     json& ledger = out["recovery"]["typical"];
-    ledger["cause"] = typical->causes.empty() ? "" : typical->causes.front();
+    ledger["cause"] = recovery_row(*typical).cause;
     ledger["total_s"] = typical->ledger.total_s();
     ledger["lost_work_s"] = typical->lost_work_s;
     const auto phases = typical->ledger.phase_s();
@@ -117,9 +149,14 @@ json run_json(const std::vector<RunResult>& runs) {
       if (phases[p] > 0) ledger["phases"][recovery::to_string(static_cast<recovery::Phase>(p))] = phases[p];
     }
   }
+  const json figures = recovery_json(runs);
+  out["recovery"]["all"] = figures["all"];
+  out["recovery"]["by_cause"] = figures["by_cause"];
   for (std::size_t b = 0; b < kBandCount; ++b) {
-    out["bands"][to_string(static_cast<Band>(b))] =
-        mean(over(runs, [&](const RunResult& r) { return r.band_s(static_cast<Band>(b)); }));
+    const char* name = to_string(static_cast<Band>(b));
+    const std::vector<double> seconds = over(runs, [&](const RunResult& r) { return r.band_s(static_cast<Band>(b)); });
+    out["bands"][name] = mean(seconds);
+    if (runs.size() > 1) out["bands_over_seeds"][name] = spread(seconds);
   }
   out["checkpoint_interval_s"] = first.checkpoint_interval_s;
   out["mean_time_between_failures_s"] =
@@ -128,8 +165,7 @@ json run_json(const std::vector<RunResult>& runs) {
   out["checkpoints"] = mean(over(runs, [](const RunResult& r) { return r.checkpoints; }));
   const auto stuck = std::find_if(runs.begin(), runs.end(), [](const RunResult& r) { return !r.waiting_for.empty(); });
   out["waiting_for_at_end"] = stuck == runs.end() ? json(nullptr) : json(stuck->waiting_for);
-  out["spares"] = {
-      {"configured", first.spares.configured}, {"fewest", first.spares.fewest}, {"mean", first.spares.mean}};
+  out["spares"] = spares_json(runs);
   // Of one run its own, as the store has it; of several, one over them all.
   std::uint64_t hash = first.trace_hash;
   for (std::size_t i = 1; i < runs.size(); ++i) hash = XXH64(&runs[i].trace_hash, sizeof hash, hash);
@@ -217,11 +253,7 @@ std::string step_text(const json& report) {
     rows.push_back({words(name), format_duration(seconds), percent(share)});
     shares.push_back(share);
   }
-  // Bars go behind the aligned numbers.
-  std::istringstream lines(table({}, rows));
-  std::string line;
-  for (std::size_t i = 0; std::getline(lines, line); ++i) out += line + "  " + bar(shares[i], kBarWidth) + "\n";
-  return out;
+  return out + with_bars(table({}, rows), 0, shares, kBarWidth);
 }
 
 std::string memory_text(const json& report) {
@@ -264,6 +296,10 @@ std::string policies_text(const json& policies) {
     return fmt::format("{} of {}", p["spares"]["fewest"].get<std::int64_t>(),
                        p["spares"]["configured"].get<std::int64_t>());
   }));
+  const auto none_free = [](const json& p) { return p["spares"].value("share_with_none", 0.0); };
+  if (std::any_of(policies.begin(), policies.end(),
+                  [&](const json& p) { return none_free(p) > 0 && p["spares"]["configured"] > 0; }))
+    rows.push_back(row("time with none free", [&](const json& p) { return percent(none_free(p)); }));
   std::string out = table(header, rows);
   for (const json& policy : policies) {
     if (!policy["waiting_for_at_end"].is_null()) {
@@ -273,6 +309,15 @@ std::string policies_text(const json& policies) {
     }
   }
   return out;
+}
+
+// Between which shares of the time a band lies under nine seeds of ten; nothing for one seed.
+std::string seeds_text(const json& policy, const std::string& band) {
+  if (!policy.contains("bands_over_seeds")) return "";
+  const double duration_s = policy["duration_s"];
+  const json& its = policy["bands_over_seeds"][band];
+  return fmt::format(" ({:.1f} to {:.1f})", 100 * its["p5_s"].get<double>() / duration_s,
+                     100 * its["p95_s"].get<double>() / duration_s);
 }
 
 std::string bands_text(const json& policies) {
@@ -287,7 +332,7 @@ std::string bands_text(const json& policies) {
     for (const json& policy : policies) {
       const double share = policy["bands"][name].get<double>() / policy["duration_s"].get<double>();
       shown |= share >= 0.0005;
-      cells.push_back(percent(share));
+      cells.push_back(percent(share) + seeds_text(policy, name));
     }
     if (shown) rows.push_back(cells);
     ++band;
@@ -300,7 +345,10 @@ std::string bands_text(const json& policies) {
       shares.push_back(seconds.get<double>() / policy["duration_s"].get<double>());
     out += fmt::format("  {:<{}}  {}\n", policy["policy"].get<std::string>(), widest, stacked_bar(shares, 60));
   }
-  return out + table(header, rows);
+  out += table(header, rows);
+  if (policies[0].contains("bands_over_seeds"))
+    out += fmt::format("  mean, and the 5th to the 95th percentile of {} seeds\n", policies[0]["seeds"].get<int>());
+  return out;
 }
 
 std::string ledger_text(const json& policies) {
@@ -327,22 +375,34 @@ std::string ledger_text(const json& policies) {
   return "\nA typical recovery\n" + table(header, rows);
 }
 
+// So many causes are shown; `run show --recoveries` shows them all.
+constexpr std::size_t kCauses = 10;
+
 std::string causes_text(const json& policy) {
   const double total = policy["failures"]["total"];
   if (total <= 0) return "";
   std::vector<std::pair<double, std::string>> causes;
   for (const auto& [name, count] : policy["failures"]["by_cause"].items())
-    causes.emplace_back(count.get<double>(), name);
+    if (count > 0) causes.emplace_back(count.get<double>(), name);
   std::stable_sort(causes.begin(), causes.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
-  std::string out = fmt::format("\nFailures by cause ({})\n", policy["policy"].get<std::string>());
-  std::size_t widest = 0;
-  for (const auto& [count, name] : causes) widest = std::max(widest, name.size());
-  for (const auto& [count, name] : causes) {
-    if (count > 0)
-      out += fmt::format("  {:<{}}  {:>6.4g}  {}\n", name, widest, count,
-                         bar(count / causes.front().first, kBarWidth / 2));
+  const std::size_t shown = causes.size() > kCauses + 1 ? kCauses : causes.size();
+  std::vector<std::vector<std::string>> rows;
+  std::vector<double> shares;
+  for (std::size_t i = 0; i < shown; ++i) {
+    const auto& [count, name] = causes[i];
+    rows.push_back({name, fmt::format("{:.4g}", count)});
+    shares.push_back(count / causes.front().first);
+    const json recoveries = policy["recovery"].value("by_cause", json::object());  // older versions had none
+    for (const char* figure : {"median_s", "mean_s", "p99_s"})
+      rows.back().push_back(recoveries.contains(name) ? format_duration(recoveries[name]["total_s"][figure]) : "-");
   }
-  return out;
+  double rest = 0;
+  for (std::size_t i = shown; i < causes.size(); ++i) rest += causes[i].first;
+  if (rest > 0)
+    rows.push_back({fmt::format("{} other causes", causes.size() - shown), fmt::format("{:.4g}", rest), "", "", ""});
+  return fmt::format("\nFailures by cause, and the recoveries that they began ({})\n",
+                     policy["policy"].get<std::string>()) +
+         with_bars(table({"", "times", "median", "mean", "99th"}, rows), 1, shares, kBarWidth / 2);
 }
 
 }  // namespace

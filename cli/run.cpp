@@ -1,4 +1,4 @@
-// trainyard run list|show|export: what the store holds. Runs, and with --sweep sweeps.
+// trainyard run list|export: what the store holds. Runs, and with --sweeps sweeps. `run show` is in show.cpp.
 
 #include <functional>
 #include <iostream>
@@ -10,53 +10,21 @@
 #include "cli/exit_code.h"
 #include "cli/interrupt.h"
 #include "cli/output_file.h"
-#include "cli/report.h"
+#include "cli/recovery_figures.h"
+#include "cli/spares_report.h"
+#include "cli/stored_run.h"
 #include "cli/sweep_table.h"
 #include "cli/terminal.h"
-#include "cli/training_report.h"
 #include "models/base/stop.h"
 #include "models/base/units.h"
 #include "store/chrome_trace.h"
 #include "store/run_reader.h"
-#include "store/store_file.h"
-#include "store/sweep_store.h"
 
 namespace trainyard::cli {
 
 namespace {
 
 using json = nlohmann::ordered_json;
-
-Result<store::RunReader> open_store(const Context& context) {
-  return store::RunReader::open(context.store_file.empty() ? store::default_store_file() : context.store_file);
-}
-
-json summary(const store::Run& run) {
-  return {{"id", run.id},
-          {"name", run.name},
-          {"kind", to_string(run.kind)},
-          {"status", to_string(run.status)},
-          {"seed", run.seed},
-          {"commit", run.commit_id},
-          {"started_unix_ns", run.started_unix_ns},
-          {"trace_hash", run.trace_hash}};
-}
-
-Result<store::SweepReader> open_sweeps(const Context& context) {
-  return store::SweepReader::open(context.store_file.empty() ? store::default_store_file() : context.store_file);
-}
-
-// A sweep with its cells.
-Result<SweepTable> find_sweep(const std::string& selector, const Context& context) {
-  Result<store::SweepReader> opened = open_sweeps(context);
-  if (!opened) return opened.problems();
-  store::SweepReader reader = std::move(opened).value();
-  Result<store::SweepRow> found = reader.find(selector);
-  if (!found) return found.problems();
-  const Result<std::vector<store::SweepCell>> cells = reader.cells(found.value().id);
-  if (!cells) return cells.problems();
-  return make_table(std::move(found).value(), cells.value());
-}
 
 int list_sweeps(const Context& context) {
   Result<store::SweepReader> opened = open_sweeps(context);
@@ -86,14 +54,6 @@ int list_sweeps(const Context& context) {
     std::cerr << "no sweeps yet: try `trainyard sim sweep scenarios/tiny/grok1-a-day.json`\n";
   else
     std::cout << table({"id", "name", "variations", "cells", "commit", "identity"}, rows, 0);
-  return kOk;
-}
-
-int show_sweep(const std::string& selector, const Context& context) {
-  const Result<SweepTable> found = find_sweep(selector, context);
-  if (!found) return fail(found.problems(), context);
-  const json report = sweep_report(found.value());
-  std::cout << (context.json ? report.dump(2) + "\n" : sweep_text(report));
   return kOk;
 }
 
@@ -145,36 +105,27 @@ int list_runs(const Context& context) {
   return kOk;
 }
 
-int show_run(const std::string& selector, const Context& context) {
-  Result<store::RunReader> opened = open_store(context);
-  if (!opened) return fail(opened.problems(), context);
-  store::RunReader reader = std::move(opened).value();
-  const Result<store::Run> found = reader.find(selector);
+// One of the tables of a run as CSV.
+int export_table(const std::string& table, const std::string& selector, const std::string& target,
+                 const Context& context) {
+  const Result<StoredRun> found = find_stored_run(selector, context);
   if (!found) return fail(found.problems(), context);
-  const store::Run& run = found.value();
-  const auto events = reader.events(run.id);
-  const auto recoveries = reader.recoveries(run.id);
-  if (!events) return fail(events.problems(), context);
-  if (!recoveries) return fail(recoveries.problems(), context);
-  if (context.json) {
-    json out = summary(run);
-    out["report"] = run.report_json.empty() ? json(nullptr) : json::parse(run.report_json);
-    out["events"] = events.value().size();
-    out["recoveries"] = recoveries.value().size();
-    std::cout << out.dump(2) << "\n";
-    return kOk;
-  }
-  std::cout << fmt::format("run {}: {} ({}), {}; {} events, {} recoveries committed\n\n", run.id, run.name,
-                           to_string(run.kind), to_string(run.status), events.value().size(),
-                           recoveries.value().size());
-  if (run.report_json.empty()) return kOk;
-  const json report = json::parse(run.report_json);
-  std::cout << (run.kind == store::RunKind::Exec ? training_text(report) : report_text(report));
-  return kOk;
+  const StoredRun& stored = found.value();
+  const auto write = [&](std::ostream& out) -> Problems {
+    if (table == "recoveries") write_recoveries_csv(stored.recoveries, out);
+    if (table == "causes") write_figures_csv(recovery_figures(stored.recoveries, 1), out);
+    if (table != "spares") return {};
+    const Result<SparesOverTime> spares = spares_of(stored);
+    if (!spares) return spares.problems();
+    write_csv(spares.value(), out);
+    return {};
+  };
+  const Problems problems = target == "-" ? write(std::cout) : write_output(target, write);
+  return problems.empty() ? static_cast<int>(kOk) : fail(problems, context);
 }
 
 struct ExportOptions {
-  std::string selector = "latest", format = "chrome", target = "-";
+  std::string selector = "latest", format = "chrome", table = "cells", target = "-";
   std::vector<std::int64_t> classes;
 };
 
@@ -227,35 +178,32 @@ void add_run(CLI::App& app, Context& context) {
   list->callback([sweeps, &context] {
     context.run = [sweeps, &context] { return *sweeps ? list_sweeps(context) : list_runs(context); };
   });
-  auto selector = std::make_shared<std::string>("latest");
-  auto of_sweep = std::make_shared<bool>(false);
-  CLI::App* show =
-      add_command(*run, "show", "The report of a run or of a sweep",
-                  "  trainyard run show latest\n  trainyard run show 3 --json\n  trainyard run show --sweep latest");
-  show->add_option("run", *selector, "Id, name or \"latest\"");
-  show->add_flag("--sweep", *of_sweep, "Of a sweep");
-  show->callback([selector, of_sweep, &context] {
-    context.run = [selector, of_sweep, &context] {
-      return *of_sweep ? show_sweep(*selector, context) : show_run(*selector, context);
-    };
-  });
+  add_run_show(*run, context);
   add_run_diff(*run, context);
   add_run_merge(*run, context);
   auto options = std::make_shared<ExportOptions>();
   CLI::App* exported = add_command(*run, "export", "Write a run for other tools",
                                    "  trainyard run export latest --format chrome -o trace.json   # open in Perfetto\n"
                                    "  trainyard run export latest --rank-class 0 --rank-class 7 -o two.json\n"
-                                   "  trainyard run export latest --format csv -o cells.csv    # of a sweep");
+                                   "  trainyard run export latest --format csv -o cells.csv    # of a sweep\n"
+                                   "  trainyard run export latest --format csv --table recoveries -o recoveries.csv");
   exported->add_option("run", options->selector, "Id, name or \"latest\"");
-  exported->add_option("--format", options->format, "chrome: Chrome trace JSON of a run; csv: the cells of a sweep")
+  exported->add_option("--format", options->format, "chrome: Chrome trace JSON of a run; csv: a table")
       ->check(CLI::IsMember({"chrome", "csv"}));
+  exported
+      ->add_option(
+          "--table", options->table,
+          "With csv: the cells of a sweep; of a run its recoveries, their phase ledger by causes, or its spares "
+          "over time")
+      ->check(CLI::IsMember({"cells", "recoveries", "causes", "spares"}));
   exported->add_option("--rank-class", options->classes,
                        "Only these classes of ranks, by number: ranks with one and the same timeline are one class");
   exported->add_option("-o,--output", options->target, "File, or - for standard output");
   exported->callback([options, &context] {
     context.run = [options, &context] {
-      return options->format == "csv" ? export_sweep(options->selector, options->target, context)
-                                      : export_run(*options, context);
+      if (options->format != "csv") return export_run(*options, context);
+      return options->table == "cells" ? export_sweep(options->selector, options->target, context)
+                                       : export_table(options->table, options->selector, options->target, context);
     };
   });
 }

@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "cli/recovery_figures.h"
 #include "cli/step_memo.h"
 #include "cli/terminal.h"
 #include "cli/version.h"
@@ -80,17 +81,8 @@ void store_run(store::RunWriter& writer, const RunResult& run) {
     writer.add_event({event.time_ns, to_string(event.kind),
                       event.node >= 0 ? std::optional<std::int64_t>(event.node) : std::nullopt, event.text});
   }
-  for (const RunRecovery& recovery : run.recoveries) {
-    store::Recovery row;
-    row.start_ns = recovery.ledger.begin_ns();
-    row.end_ns = recovery.ledger.end_ns();
-    row.cause = recovery.causes.empty() ? "" : recovery.causes.front();
-    if (!recovery.ledger.ejected_nodes.empty()) row.node = recovery.ledger.ejected_nodes.front();
-    row.lost_work_ns = to_ns(recovery.lost_work_s);
-    for (const auto& span : recovery.ledger.spans)
-      row.phases.push_back({recovery::to_string(span.phase), span.begin_ns, span.end_ns, span.attempt});
-    writer.add_recovery(row);
-  }
+  for (const RunRecovery& recovery : run.recoveries) writer.add_recovery(recovery_row(recovery));
+  for (const SpareCount& count : run.spares.counts) writer.add_spare_count({count.time_ns, count.free});
   for (std::size_t b = 0; b < kBandCount; ++b) writer.add_band({to_string(static_cast<Band>(b)), run.band_ns[b]});
 }
 

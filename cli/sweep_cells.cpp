@@ -120,7 +120,8 @@ Result<store::NewSweep> describe(const Sweep& sweep, const Job& job) {
               {"hardware", hashes.hardware},
               {"stack", hashes.stack},
               {"faults", hash(job.scenario.written.faults)},
-              {"duration_s", job.scenario.duration_s}};
+              {"duration_s", job.scenario.duration_s},
+              {"job_nodes", job.nodes()}};
   // By name, so that their order does not matter. What is varied is not here: a grid may grow.
   std::map<std::string, std::string> policies;
   for (const std::string& policy : sweep.policies) policies[json::parse(policy)["name"]] = hash(policy);

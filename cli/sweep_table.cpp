@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 #include <xxhash.h>
 
+#include "cli/csv.h"
 #include "cli/sweep_advice.h"
 #include "cli/terminal.h"
 #include "models/base/units.h"
@@ -146,7 +147,7 @@ SweepTable make_table(store::SweepRow sweep, const std::vector<store::SweepCell>
 double effective_training_time(const store::SweepCell& cell) { return cell.effective_training_time; }
 double median_recovery_s(const store::SweepCell& cell) { return cell.recovery_median_s; }
 
-std::optional<PairedDifference> difference(const Cells& a, const Cells& b, Figure figure) {
+std::optional<PairedDifference> difference(const Cells& a, const Cells& b, const Figure& figure) {
   std::vector<double> of_a, of_b;
   for (std::size_t i = 0, j = 0; i < a.size() && j < b.size();) {
     if (a[i].seed != b[j].seed) {
@@ -312,10 +313,36 @@ std::string bands_text(const json& report, const std::vector<std::string>& keys)
   return "\nWhere the time went\n" + table(header, rows);
 }
 
+// What the next spares gain, beside what they cost.
+std::string marginal_text(const json& marginal) {
+  const auto points = [](const json& d) {
+    const json& half_width = d["half_width"];
+    return fmt::format("{:+.2f} +- {}", 100 * d["mean"].get<double>(),
+                       half_width.is_null() ? "?" : fmt::format("{:.2f}", 100 * half_width.get<double>()));
+  };
+  std::vector<std::vector<std::string>> rows{{"spare nodes", "gain, points", "GPUs that do not train", "net", ""}};
+  for (const json& step : marginal) {
+    rows.push_back({fmt::format("{} -> {}", value_text(step["from"]), value_text(step["to"]))});
+    if (!step.contains("net")) continue;
+    const json& worth = step["worth_it"];
+    for (const std::string& cell :
+         {points(step["gain"]), fmt::format("{:+.2f}", -100 * step["cost"].get<double>()), points(step["net"]),
+          std::string(worth == true    ? "worth it"
+                      : worth == false ? "not worth it"
+                                       : "cannot be told")})
+      rows.back().push_back(cell);
+  }
+  return left_table(rows, {false, true, true, true, false});
+}
+
 std::string advice_text(const json& report) {
   std::string out;
-  for (const json& entry : report["advice"]) out += entry["text"].get<std::string>() + "\n";
-  return out.empty() ? "" : "\n" + out;
+  for (const json& entry : report["advice"]) {
+    out += entry["text"].get<std::string>() + "\n";
+    if (entry.contains("marginal")) out += marginal_text(entry["marginal"]);
+  }
+  return out.empty() ? ""
+                     : "\nAdvice, from these cells alone, seeds taken in pairs (+- is half the 95% interval)\n" + out;
 }
 
 }  // namespace
@@ -338,23 +365,6 @@ std::string sweep_text(const json& report) {
 // --- CSV
 
 namespace {
-
-// RFC 4180: quotes around what holds commas, quotes or line breaks.
-std::string csv_field(const std::string& text) {
-  if (text.find_first_of(",\"\r\n") == std::string::npos) return text;
-  std::string out = "\"";
-  for (const char c : text) out += c == '"' ? std::string("\"\"") : std::string(1, c);
-  return out + "\"";
-}
-
-std::string csv_row(const std::vector<std::string>& fields) {
-  std::string out;
-  for (const std::string& field : fields) out += (&field == fields.data() ? "" : ",") + csv_field(field);
-  return out + "\n";
-}
-
-// The shortest digits that give the value back; nothing for what is no number.
-std::string csv_number(double value) { return std::isfinite(value) ? fmt::format("{}", value) : ""; }
 
 std::vector<std::string> figures_of(const store::SweepCell& c) {
   return {std::to_string(c.seed),

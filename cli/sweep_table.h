@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <ostream>
 #include <string>
@@ -24,13 +25,13 @@ struct SweepTable {
 SweepTable make_table(store::SweepRow sweep, const std::vector<store::SweepCell>& cells);
 
 /// A figure of a cell; not a number where the cell has none.
-using Figure = double (*)(const store::SweepCell& cell);
+using Figure = std::function<double(const store::SweepCell& cell)>;
 double effective_training_time(const store::SweepCell& cell);
 double median_recovery_s(const store::SweepCell& cell);
 
 /// The variations' difference b - a over the seeds that both have; unset where there are none.
 std::optional<PairedDifference> difference(const std::vector<store::SweepCell>& a,
-                                           const std::vector<store::SweepCell>& b, Figure figure);
+                                           const std::vector<store::SweepCell>& b, const Figure& figure);
 /// {"mean", "half_width", ...}: infinite values are null.
 nlohmann::ordered_json to_json(const PairedDifference& difference);
 nlohmann::ordered_json finite(double value);

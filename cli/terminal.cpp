@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <iostream>
+#include <sstream>
 
 #include <fmt/format.h>
 #include <unistd.h>
@@ -91,12 +92,67 @@ std::string table(const std::vector<std::string>& header, const std::vector<std:
   return out;
 }
 
+std::string left_table(const std::vector<std::vector<std::string>>& rows, const std::vector<bool>& right) {
+  std::vector<std::size_t> width(right.size(), 0);
+  for (const auto& row : rows)
+    for (std::size_t i = 0; i < row.size(); ++i) width[i] = std::max(width[i], cells(row[i]));
+  std::string out;
+  for (const auto& row : rows) {
+    std::string line;
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      const std::string padding(width[i] - cells(row[i]), ' ');
+      line += "  " + (right[i] ? padding + row[i] : row[i] + padding);
+    }
+    line.erase(line.find_last_not_of(' ') + 1);
+    out += line + "\n";
+  }
+  return out;
+}
+
 std::string bar(double share, int width) {
   static constexpr const char* kEighths[] = {"", "▏", "▎", "▍", "▌", "▋", "▊", "▉"};
   const int eighths = static_cast<int>(std::lround(std::clamp(share, 0.0, 1.0) * width * 8));
   std::string out;
   for (int i = 0; i < eighths / 8; ++i) out += unicode() ? "█" : "#";
   if (unicode()) out += kEighths[eighths % 8];
+  return out;
+}
+
+std::string with_bars(const std::string& table, std::size_t header_lines, const std::vector<double>& shares,
+                      int width) {
+  std::vector<std::string> lines;
+  std::istringstream in(table);
+  for (std::string line; std::getline(in, line);) lines.push_back(line);
+  std::size_t widest = 0;
+  for (const std::string& line : lines) widest = std::max(widest, cells(line));
+  std::string out;
+  for (std::size_t i = 0; i < lines.size(); ++i) {
+    const bool has = i >= header_lines && i - header_lines < shares.size();
+    const std::string its = has ? bar(shares[i - header_lines], width) : "";
+    out += its.empty() ? lines[i] : lines[i] + std::string(widest - cells(lines[i]) + 2, ' ') + its;
+    out += "\n";
+  }
+  return out;
+}
+
+std::string sparkline(const std::vector<double>& values, double low, double high) {
+  static constexpr const char* kUnicode[] = {"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
+  static constexpr const char kAscii[] = "_.:-=+*#";
+  std::string out;
+  for (const double value : values) {
+    const double share = high > low ? std::clamp((value - low) / (high - low), 0.0, 1.0) : 1;
+    const auto level = static_cast<std::size_t>(std::lround(share * 7));
+    out += unicode() ? kUnicode[level] : std::string(1, kAscii[level]);
+  }
+  return out;
+}
+
+std::string span_bar(double begin, double end, int width) {
+  const long last = width - 1;
+  const long first = std::clamp(static_cast<long>(std::floor(begin * width)), 0L, last);
+  const long until = std::clamp(std::lround(end * width), first + 1, last + 1);
+  std::string out(static_cast<std::size_t>(first), ' ');
+  for (long i = first; i < until; ++i) out += unicode() ? "█" : "#";
   return out;
 }
 

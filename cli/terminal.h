@@ -11,8 +11,21 @@ namespace trainyard::cli {
 std::string table(const std::vector<std::string>& header, const std::vector<std::vector<std::string>>& rows,
                   int indent = 2);
 
+/// Without a header; column i is right-aligned where `right[i]`.
+std::string left_table(const std::vector<std::vector<std::string>>& rows, const std::vector<bool>& right);
+
 /// `share` of `width` cells, with eighths where the terminal shows Unicode.
 std::string bar(double share, int width);
+
+/// A table's text with a bar behind each row that follows its `header_lines`.
+std::string with_bars(const std::string& table, std::size_t header_lines, const std::vector<double>& shares,
+                      int width = 24);
+
+/// Values from `low` to `high` as a line of small columns, one each.
+std::string sparkline(const std::vector<double>& values, double low, double high);
+
+/// From `begin` to `end`, both shares of `width` cells: where in a whole something lies. At least one cell.
+std::string span_bar(double begin, double end, int width);
 
 /// Shares of a whole, one letter or shade for each, always `width` cells.
 std::string stacked_bar(const std::vector<double>& shares, int width);

@@ -1,9 +1,10 @@
 #include "sim/run_result.h"
 
-#include <algorithm>
+#include <utility>
 
 #include <nlohmann/json.hpp>
 
+#include "models/base/statistics.h"
 #include "models/base/units.h"
 
 namespace trainyard {
@@ -28,7 +29,9 @@ static void from_json(const nlohmann::json& json, RunEvent& event) {
 }
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(CauseCount, name, failures, spare_failures)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(RunRecovery, ledger, causes, lost_work_s)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(SpareUse, configured, fewest, mean, availability)
+static void to_json(nlohmann::json& json, const SpareCount& count) { json = {count.time_ns, count.free}; }
+static void from_json(const nlohmann::json& json, SpareCount& count) { count = {json.at(0), json.at(1)}; }
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(SpareUse, configured, fewest, mean, availability, counts)
 
 namespace {
 
@@ -89,13 +92,10 @@ double RunResult::band_s(Band band) const {
 }
 
 double RunResult::median_recovery_s() const {
-  if (recoveries.empty()) return 0;
   std::vector<double> totals_s;
   totals_s.reserve(recoveries.size());
   for (const RunRecovery& recovery : recoveries) totals_s.push_back(recovery.ledger.total_s());
-  std::sort(totals_s.begin(), totals_s.end());
-  const std::size_t middle = totals_s.size() / 2;
-  return totals_s.size() % 2 == 1 ? totals_s[middle] : 0.5 * (totals_s[middle - 1] + totals_s[middle]);
+  return median(std::move(totals_s));
 }
 
 void to_json(nlohmann::json& json, const RunResult& result) {

@@ -76,6 +76,13 @@ struct RunRecovery {
   bool operator==(const RunRecovery&) const = default;
 };
 
+/// From `time_ns` on so many spares could be promoted at once.
+struct SpareCount {
+  std::int64_t time_ns = 0;
+  std::int64_t free = 0;
+  bool operator==(const SpareCount&) const = default;
+};
+
 /// The pool of spares over the run: nodes that could be promoted at once.
 struct SpareUse {
   std::int64_t configured = 0;
@@ -83,6 +90,8 @@ struct SpareUse {
   double mean = 0;
   /// Fraction of wall time with at least one spare free.
   double availability = 0;
+  /// Whenever the number changed, the first at time 0. Several may be of one time: the last one holds.
+  std::vector<SpareCount> counts;
   bool operator==(const SpareUse&) const = default;
 };
 

@@ -63,13 +63,15 @@ std::int64_t node_of(const recovery::Event& event) {
   if (const auto* e = std::get_if<recovery::HeartbeatLost>(&event)) return e->node;
   if (const auto* e = std::get_if<recovery::XidReported>(&event)) return e->node;
   if (const auto* e = std::get_if<recovery::CommunicatorError>(&event)) return e->suspect.value_or(-1);
+  if (const auto* e = std::get_if<recovery::Straggling>(&event)) return e->node;
   return -1;
 }
 
 bool is_symptom(const recovery::Event& event) {
   return std::holds_alternative<recovery::HeartbeatLost>(event) ||
          std::holds_alternative<recovery::XidReported>(event) ||
-         std::holds_alternative<recovery::CommunicatorError>(event);
+         std::holds_alternative<recovery::CommunicatorError>(event) ||
+         std::holds_alternative<recovery::Straggling>(event);
 }
 
 }  // namespace
@@ -113,6 +115,7 @@ RunWorld::RunWorld(const RunInput& input, sg4::Host* host)
   result_.spares.fewest = input_.policy.spare_nodes;
   result_.replicas = input_.replicas;
   result_.fewest_replicas = input_.replicas;
+  result_.spares.counts.push_back({0, input_.policy.spare_nodes});
 
   sg4::Actor::create("controller", host, [this] { control(); })->daemonize();
   sg4::Actor::create("run", host, [this] {
@@ -675,7 +678,9 @@ void RunWorld::control() {
     if (controller_.state() != before)
       trace_.add(now_ns_, RunEventKind::ControllerState, -1, to_string(controller_.state()));
     for (const Action& action : actions) carry_out(action);
-    result_.spares.fewest = std::min(result_.spares.fewest, static_cast<std::int64_t>(controller_.spares().size()));
+    const auto free = static_cast<std::int64_t>(controller_.spares().size());
+    result_.spares.fewest = std::min(result_.spares.fewest, free);
+    if (result_.spares.counts.back().free != free) result_.spares.counts.push_back({now_ns_, free});
   }
 }
 

@@ -20,7 +20,7 @@ namespace trainyard::store {
 /// "TrYd": marks our files, also for file(1).
 constexpr std::int32_t kApplicationId = 0x54725964;
 /// Raised with every change of schema.sql.
-constexpr std::int32_t kSchemaVersion = 3;
+constexpr std::int32_t kSchemaVersion = 4;
 
 /// The text of store/schema.sql (embedded at build time).
 const char* schema_text();

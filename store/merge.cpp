@@ -22,19 +22,23 @@ namespace trainyard::store {
 
 namespace {
 
-// Tables whose rows belong to a run, parents first, with their columns after run_id, and the schema that brought them.
+// Tables whose rows belong to a run, parents first, with their columns after run_id, and the schema that brought them;
+// columns that a later schema added are copied from stores that have them.
 struct RunTable {
   const char* name;
-  const char* columns;
+  std::string columns;
   std::int64_t schema;
+  const char* added = "";
+  std::int64_t added_by = 0;
 };
-constexpr RunTable kRunTables[] = {
+const RunTable kRunTables[] = {
     {"streams", "stream, name", 1},
     {"rank_classes", "class, name, stage, representative_rank, ranks", 1},
     {"rank_ranges", "first_rank, last_rank, class", 1},
     {"run_events", "seq, time_ns, kind, node, text", 1},
-    {"recoveries", "recovery, start_ns, end_ns, cause, node, lost_work_ns", 1},
+    {"recoveries", "recovery, start_ns, end_ns, cause, node, lost_work_ns", 1, ", restored_step", 4},
     {"recovery_phases", "recovery, seq, phase, attempt, start_ns, end_ns", 1},
+    {"spare_counts", "seq, time_ns, free", 4},
     {"goodput_bands", "seq, band, duration_ns", 1},
     {"training_steps", "step, loss, grad_norm, start_ns, end_ns", 2},
 };
@@ -112,8 +116,9 @@ class RunCopier {
     const std::int64_t id = into_.last_insert_id(), schema = source_schema();
     for (const RunTable& table : kRunTables) {
       if (table.schema > schema) continue;
-      const std::string sql =
-          fmt::format("INSERT INTO main.{0} SELECT ?, {1} FROM source.{0} WHERE run_id = ?", table.name, table.columns);
+      const std::string columns = table.columns + (table.added_by <= schema ? table.added : "");
+      const std::string sql = fmt::format(
+          "INSERT INTO main.{0} (run_id, {1}) SELECT ?, {1} FROM source.{0} WHERE run_id = ?", table.name, columns);
       into_.prepare(sql.c_str()).with(id, run.id).run();
     }
     into_

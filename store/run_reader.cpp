@@ -156,22 +156,42 @@ Result<std::vector<RunEvent>> RunReader::events(std::int64_t run_id) {
   return events;
 }
 
+// A store is upgraded by its next writer, and read as it is.
+std::int64_t RunReader::schema() {
+  Statement row = database_.prepare("PRAGMA user_version");
+  return row.next() ? row.integer(0) : 0;
+}
+
 Result<std::vector<Recovery>> RunReader::recoveries(std::int64_t run_id) {
-  Statement rows = database_.prepare(
-      "SELECT recovery, start_ns, end_ns, cause, node, lost_work_ns FROM recoveries WHERE run_id = ? ORDER BY "
-      "recovery");
+  const std::string select = fmt::format(
+      "SELECT recovery, start_ns, end_ns, cause, node, lost_work_ns, {} FROM recoveries WHERE run_id = ? "
+      "ORDER BY recovery",
+      schema() < 4 ? "NULL" : "restored_step");
+  Statement rows = database_.prepare(select.c_str());
   Statement phases = database_.prepare(
       "SELECT phase, start_ns, end_ns, attempt FROM recovery_phases WHERE run_id = ? AND recovery = ? ORDER BY seq");
   rows.with(run_id);
   std::vector<Recovery> recoveries;
   while (rows.next()) {
-    Recovery r{rows.integer(1), rows.optional_integer(2), rows.text(3), rows.optional_integer(4), rows.integer(5), {}};
+    Recovery r{rows.integer(1),          rows.optional_integer(2), rows.text(3),
+               rows.optional_integer(4), rows.integer(5),          {},
+               rows.optional_integer(6)};
     phases.with(run_id, rows.integer(0));
     while (phases.next()) r.phases.push_back({phases.text(0), phases.integer(1), phases.integer(2), phases.integer(3)});
     recoveries.push_back(std::move(r));
   }
   if (database_.failed()) return database_.problems();
   return recoveries;
+}
+
+Result<std::vector<SpareCount>> RunReader::spare_counts(std::int64_t run_id) {
+  std::vector<SpareCount> counts;
+  if (schema() < 4) return counts;
+  Statement rows = database_.prepare("SELECT time_ns, free FROM spare_counts WHERE run_id = ? ORDER BY seq");
+  rows.with(run_id);
+  while (rows.next()) counts.push_back({rows.integer(0), rows.integer(1)});
+  if (database_.failed()) return database_.problems();
+  return counts;
 }
 
 Result<std::vector<GoodputBand>> RunReader::bands(std::int64_t run_id) {

@@ -32,6 +32,8 @@ class RunReader {
   Result<bool> has_timeline(std::int64_t run_id);
   Result<std::vector<RunEvent>> events(std::int64_t run_id);
   Result<std::vector<Recovery>> recoveries(std::int64_t run_id);
+  /// Empty also in stores of older versions, which did not keep them.
+  Result<std::vector<SpareCount>> spare_counts(std::int64_t run_id);
   Result<std::vector<GoodputBand>> bands(std::int64_t run_id);
   /// Of an Exec run.
   Result<std::vector<TrainingStep>> training_steps(std::int64_t run_id);
@@ -41,6 +43,7 @@ class RunReader {
  private:
   RunReader(std::string file, Database database);
   std::vector<Run> select_runs();
+  std::int64_t schema();
 
   std::string file_;  // canonical
   Database database_;

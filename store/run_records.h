@@ -93,6 +93,13 @@ struct Recovery {
   std::optional<std::int64_t> node;
   std::int64_t lost_work_ns = 0;  // progress recomputed afterwards; lies outside start..end
   std::vector<RecoveryPhase> phases;
+  std::optional<std::int64_t> restored_step;  // training went on from there; unset in stores of older versions
+};
+
+/// From `time_ns` on so many spares could be promoted at once.
+struct SpareCount {
+  std::int64_t time_ns = 0;
+  std::int64_t free = 0;
 };
 
 /// A share of the run's wall time; a run's bands sum to it.

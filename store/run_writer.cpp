@@ -45,12 +45,12 @@ struct RunWriter::State {
   std::int64_t run_id = 0, streams = 0;
   std::int64_t batch_rows = 0;
   std::chrono::steady_clock::time_point batch_start;
-  std::int64_t events = 0, recoveries = 0, bands = 0;
+  std::int64_t events = 0, recoveries = 0, spare_counts = 0, bands = 0;
   std::unordered_map<std::string, std::int64_t> label_ids;  // "category\0label"; looked up, never walked
   std::unordered_map<std::int64_t, std::int64_t> next_seq;  // of each (class, stream)
 
   Statement insert_class, insert_range, insert_label, find_label, insert_slice, insert_event, insert_recovery,
-      insert_phase, insert_band, insert_step;
+      insert_phase, insert_spare_count, insert_band, insert_step;
 };
 
 RunWriter::State::State(std::string the_file, RunLock the_lock, Database the_database, const WriterOptions& the_options)
@@ -95,8 +95,9 @@ void RunWriter::State::prepare() {
   find_label = database.prepare("SELECT id FROM labels WHERE label = ? AND category = ?");
   insert_slice = database.prepare("INSERT INTO slices VALUES (?, ?, ?, ?, ?, ?, ?)");
   insert_event = database.prepare("INSERT INTO run_events VALUES (?, ?, ?, ?, ?, ?)");
-  insert_recovery = database.prepare("INSERT INTO recoveries VALUES (?, ?, ?, ?, ?, ?, ?)");
+  insert_recovery = database.prepare("INSERT INTO recoveries VALUES (?, ?, ?, ?, ?, ?, ?, ?)");
   insert_phase = database.prepare("INSERT INTO recovery_phases VALUES (?, ?, ?, ?, ?, ?, ?)");
+  insert_spare_count = database.prepare("INSERT INTO spare_counts VALUES (?, ?, ?, ?)");
   insert_band = database.prepare("INSERT INTO goodput_bands VALUES (?, ?, ?, ?)");
   insert_step = database.prepare("INSERT OR REPLACE INTO training_steps VALUES (?, ?, ?, ?, ?, ?)");
 }
@@ -207,12 +208,19 @@ void RunWriter::add_event(const RunEvent& event) {
 void RunWriter::add_recovery(const Recovery& r) {
   State& s = open_state();
   s.add(1 + r.phases.size(), [&] {
-    s.insert_recovery.with(run_id_, s.recoveries, r.start_ns, r.end_ns, r.cause, r.node, r.lost_work_ns).run();
+    s.insert_recovery
+        .with(run_id_, s.recoveries, r.start_ns, r.end_ns, r.cause, r.node, r.lost_work_ns, r.restored_step)
+        .run();
     std::int64_t seq = 0;
     for (const RecoveryPhase& phase : r.phases)
       s.insert_phase.with(run_id_, s.recoveries, seq++, phase.phase, phase.attempt, phase.start_ns, phase.end_ns).run();
     ++s.recoveries;
   });
+}
+
+void RunWriter::add_spare_count(const SpareCount& count) {
+  State& s = open_state();
+  s.add(1, [&] { s.insert_spare_count.with(run_id_, s.spare_counts++, count.time_ns, count.free).run(); });
 }
 
 void RunWriter::add_band(const GoodputBand& band) {

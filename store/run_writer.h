@@ -44,6 +44,8 @@ class RunWriter {
   void add_slice(const Slice& slice);
   void add_event(const RunEvent& event);
   void add_recovery(const Recovery& recovery);
+  /// In order of time.
+  void add_spare_count(const SpareCount& count);
   void add_band(const GoodputBand& band);
   void add_training_step(const TrainingStep& step);
 

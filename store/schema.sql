@@ -87,6 +87,7 @@ CREATE TABLE recoveries (
   cause TEXT NOT NULL,
   node INTEGER,
   lost_work_ns INTEGER NOT NULL CHECK (lost_work_ns >= 0),
+  restored_step INTEGER,
   PRIMARY KEY (run_id, recovery)
 ) STRICT, WITHOUT ROWID;
 
@@ -100,6 +101,15 @@ CREATE TABLE recovery_phases (
   end_ns INTEGER NOT NULL CHECK (end_ns >= start_ns),
   PRIMARY KEY (run_id, recovery, seq),
   FOREIGN KEY (run_id, recovery) REFERENCES recoveries (run_id, recovery) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+
+-- Nodes that could be promoted at once: a row whenever their number changed, the first at time 0.
+CREATE TABLE spare_counts (
+  run_id INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+  seq INTEGER NOT NULL,
+  time_ns INTEGER NOT NULL,
+  free INTEGER NOT NULL CHECK (free >= 0),
+  PRIMARY KEY (run_id, seq)
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE goodput_bands (

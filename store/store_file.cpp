@@ -160,6 +160,12 @@ void upgrade_to_3(Database& database) {
     database.execute(schema_statement(begin).c_str());
 }
 
+// Spares over time, and the step that a recovery went back to.
+void upgrade_to_4(Database& database) {
+  database.execute("ALTER TABLE recoveries ADD COLUMN restored_step INTEGER");
+  database.execute(schema_statement("CREATE TABLE spare_counts").c_str());
+}
+
 }  // namespace
 
 void upgrade(Database& database) {
@@ -173,6 +179,7 @@ void upgrade(Database& database) {
   database.execute("BEGIN IMMEDIATE");
   if (version < 2) upgrade_to_2(database);
   if (version < 3) upgrade_to_3(database);
+  if (version < 4) upgrade_to_4(database);
   database.execute(fmt::format("PRAGMA user_version = {}", kSchemaVersion).c_str());
   database.execute("COMMIT");
 }

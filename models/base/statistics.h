@@ -20,6 +20,8 @@ double student_t_two_sided(double t, double degrees);
 double mean(const std::vector<double>& values);
 /// Of a sample: over n - 1. 0 for fewer than two values.
 double standard_deviation(const std::vector<double>& values);
+/// The mean of the middle two where their number is even. 0 for no values.
+double median(std::vector<double> values);
 /// The smallest value that `share` of them do not exceed (nearest rank). Of at least one value.
 double percentile(std::vector<double> values, double share);
 

@@ -41,6 +41,12 @@ TEST_CASE("an estimate is a mean with its interval") {
   CHECK(estimate({}).count == 0);
 }
 
+TEST_CASE("the median of an even number lies between the middle two") {
+  CHECK(median({}) == 0);
+  CHECK(median({300, 90, 100}) == 100);
+  CHECK(median({300, 90}) == 195);
+}
+
 TEST_CASE("percentiles are values that were there") {
   std::vector<double> hundred;
   for (int i = 100; i >= 1; --i) hundred.push_back(i);

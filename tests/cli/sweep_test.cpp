@@ -312,6 +312,9 @@ TEST_CASE("a sweep advises from its own cells, and sees the edge of its grid", "
   CHECK(advice[1]["value"] == 4);
   CHECK(advice[1]["at_edge"] == "highest");
   CHECK(contains(advice[1]["text"], "It is the highest value tried"));
+  REQUIRE(advice[1]["marginal"].size() == 1);
+  CHECK(advice[1]["marginal"][0]["worth_it"] == true);  // without a spare the job waits for every repair
+  CHECK(advice[1]["points"][1]["variation"] == "grok-90s,checkpoint_interval_s=0,spare_nodes=4");
   CHECK(contains(advice[4]["text"], "is better than baseline-2023"));
 }
 

@@ -24,7 +24,7 @@ TEST_CASE("A result survives CBOR unchanged") {
   result.band_ns[3] = 17;
   result.events = {{-5, RunEventKind::Page, 3, "text"}};
   result.trace_hash = 0x8000000000000001ULL;
-  result.spares = {4, 1, 2.5, 0.99};
+  result.spares = {4, 1, 2.5, 0.99, {{0, 4}, {17, 3}}};
   const auto bytes = nlohmann::json::to_cbor(nlohmann::json(result));
   CHECK(nlohmann::json::from_cbor(bytes).get<RunResult>() == result);
 }

@@ -95,6 +95,13 @@ TEST_CASE("what is written is read back") {
   CHECK(recoveries[0].phases[1].attempt == 1);
   CHECK(recoveries[0].phases[2].attempt == 2);
   CHECK_FALSE(recoveries[1].end_ns.has_value());
+  CHECK(recoveries[0].restored_step == 171);
+  CHECK_FALSE(recoveries[1].restored_step.has_value());
+
+  const auto spares = reader.spare_counts(run.id).value();
+  REQUIRE(spares.size() == 2);
+  CHECK(spares[1].time_ns == 3'615'000'000'000);
+  CHECK(spares[1].free == 1);
 
   const auto bands = reader.bands(run.id).value();
   REQUIRE(bands.size() == 4);
@@ -312,7 +319,7 @@ TEST_CASE("the queries in README.md run, and give rows where there is something 
     CHECK(sqlite3_exec(handle, sql.c_str(), count, &rows, &error) == SQLITE_OK);
     if (sql.find("4711") == std::string::npos) CHECK(rows > 0);
   }
-  CHECK(queries == 6);
+  CHECK(queries == 7);
   sqlite3_close(handle);
 }
 

@@ -47,17 +47,21 @@ inline std::vector<RunEvent> sample_events() {
 
 inline std::vector<Recovery> sample_recoveries() {
   const std::int64_t t = 3'600'000'000'000, s = 1'000'000'000;
-  return {{t,
-           t + 90 * s,
-           "gpu",
-           17,
-           41 * s,
-           {{"detect", t, t + 12 * s},
-            {"decide", t + 12 * s, t + 15 * s},
-            {"communicators", t + 15 * s, t + 60 * s, 2},
-            {"load_state", t + 60 * s, t + 90 * s, 2}}},
-          {t + 4000 * s, std::nullopt, "network", std::nullopt, 0, {{"detect", t + 4000 * s, t + 4012 * s}}}};
+  return {
+      {t,
+       t + 90 * s,
+       "gpu",
+       17,
+       41 * s,
+       {{"detect", t, t + 12 * s},
+        {"decide", t + 12 * s, t + 15 * s},
+        {"communicators", t + 15 * s, t + 60 * s, 2},
+        {"load_state", t + 60 * s, t + 90 * s, 2}},
+       171},
+      {t + 4000 * s, std::nullopt, "network", std::nullopt, 0, {{"detect", t + 4000 * s, t + 4012 * s}}, std::nullopt}};
 }
+
+inline std::vector<SpareCount> sample_spare_counts() { return {{0, 2}, {3'615'000'000'000, 1}}; }
 
 inline std::vector<GoodputBand> sample_bands() {
   const std::int64_t s = 1'000'000'000;
@@ -79,6 +83,7 @@ inline void add_sample(RunWriter& writer) {
   }
   for (const RunEvent& event : sample_events()) writer.add_event(event);
   for (const Recovery& recovery : sample_recoveries()) writer.add_recovery(recovery);
+  for (const SpareCount& count : sample_spare_counts()) writer.add_spare_count(count);
   for (const GoodputBand& band : sample_bands()) writer.add_band(band);
 }
 

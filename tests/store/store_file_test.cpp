@@ -11,6 +11,7 @@
 #include <limits>
 
 #include "models/base/random.h"
+#include "store/merge.h"
 #include "store/run_reader.h"
 #include "store/run_writer.h"
 #include "tests/store/sample_run.h"
@@ -92,17 +93,30 @@ TEST_CASE("a store of the first schema is brought up to date by its next writer,
   const TempDir dir;
   const std::string file = big_store(dir);
   const std::string slices = std::to_string(RunReader::open(file).value().slices(1, 0).value().size());
-  // As the first schema had it: no runs that trained, no sweeps.
+  // As the first schema had it: no runs that trained, no sweeps, nothing of spares and restored steps.
   REQUIRE(execute(file, R"(
     PRAGMA foreign_keys = OFF; DROP TABLE training_steps; DROP VIEW named_cells; DROP TABLE sweep_cells;
-    DROP TABLE sweep_variations; DROP TABLE sweeps;
+    DROP TABLE sweep_variations; DROP TABLE sweeps; DROP TABLE spare_counts;
+    ALTER TABLE recoveries DROP COLUMN restored_step;
     CREATE TABLE old (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL,
       kind TEXT NOT NULL CHECK (kind IN ('step', 'run')), status TEXT NOT NULL, started_unix_ns INTEGER NOT NULL,
       ended_unix_ns INTEGER, version TEXT NOT NULL, commit_id TEXT NOT NULL, seed TEXT NOT NULL, parameters TEXT NOT NULL,
       host TEXT NOT NULL, report TEXT, trace_hash TEXT) STRICT;
     INSERT INTO old SELECT * FROM runs; DROP TABLE runs; ALTER TABLE old RENAME TO runs; PRAGMA user_version = 1;)")
               .empty());
-  REQUIRE(RunReader::open(file).value().runs().ok());  // readers need no upgrade
+  {  // readers need no upgrade
+    RunReader reader = RunReader::open(file).value();
+    REQUIRE(reader.runs().ok());
+    CHECK(reader.spare_counts(1).value().empty());
+    const auto recoveries = reader.recoveries(1).value();
+    REQUIRE(recoveries.size() == 2);
+    CHECK_FALSE(recoveries[0].restored_step.has_value());
+  }
+  {  // nor does joining stores
+    const std::string joined = dir.file("joined.sqlite");
+    REQUIRE(merge({file}, joined).ok());
+    CHECK(RunReader::open(joined).value().recoveries(1).value()[0].lost_work_ns == 41'000'000'000);
+  }
   NewRun run = sample_new_run();
   run.kind = RunKind::Exec;
   {
@@ -116,6 +130,8 @@ TEST_CASE("a store of the first schema is brought up to date by its next writer,
   RunReader reader = RunReader::open(file).value();
   const auto runs = reader.runs().value();
   REQUIRE(runs.size() == 2);
+  CHECK(reader.recoveries(1).value()[0].phases.size() == 4);
+  CHECK(reader.spare_counts(1).value().empty());
   CHECK(runs[0].id == 1);
   CHECK(runs[1].kind == RunKind::Exec);
   CHECK(std::to_string(reader.slices(1, 0).value().size()) == slices);

@@ -8,6 +8,7 @@
 
 #include "cli/terminal.h"
 #include "models/base/stop.h"
+#include "models/plan/replica_layout.h"
 
 namespace trainyard::cli {
 
@@ -44,7 +45,9 @@ const StepStates& StepMemo::states() {
   const ClusterSpec& cluster = job_.scenario.cluster;
   if (!states_) {
     const double payload_rate = job_.cost().nic_payload_rate(cluster.nic_bytes_per_s);
-    states_.emplace(job_.scenario.plan, cluster, payload_rate, options_.exact_states || options_.unfold);
+    const bool exact =
+        options_.exact_states || options_.unfold || job_.scenario.plan.ranks() <= StepStates::kExactRanks;
+    states_.emplace(job_.scenario.plan, cluster, payload_rate, exact);
   }
   return *states_;
 }
@@ -97,6 +100,10 @@ RunInput run_input(const Job& job, const PolicySpec& policy, StepMemo& memo) {
   input.faults = job.scenario.faults;
   input.policy = policy;
   input.job_nodes = job.nodes();
+  ReplicaLayout layout = replica_layout(job.scenario.plan, job.scenario.cluster.gpus_per_node);
+  input.replicas = layout.replicas;
+  input.positions = std::move(layout.positions);
+  input.replicas_hold_all = layout.hold_all;
   input.duration_s = job.scenario.duration_s;
   input.seed = job.scenario.seed;
   input.step_times = [&memo](const JobState& state) { return memo.time_of(state); };

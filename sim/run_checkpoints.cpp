@@ -127,12 +127,15 @@ void RunWorld::device_lost(NodeId node) {
   if (slot) replicas_lost_.insert(*slot / (input_.job_nodes / input_.replicas));
 }
 
-/// Some replica still has the state in its devices.
+/// Some replica that takes part still has the state in its devices.
 bool RunWorld::live_replica() const {
   if (!input_.policy.in_process_restart || !input_.replicas_hold_all || devices_lost_) return false;
-  const std::vector<std::int64_t> active = controller_.active_replicas();
-  return input_.replicas > 1 && std::any_of(active.begin(), active.end(),
-                                            [&](std::int64_t replica) { return !replicas_lost_.contains(replica); });
+  const std::int64_t slots = input_.job_nodes / input_.replicas;
+  for (std::int64_t replica = 0; replica < input_.replicas; ++replica) {
+    const bool takes_part = controller_.owners()[static_cast<std::size_t>(replica * slots)] != kNobody;
+    if (takes_part && !replicas_lost_.contains(replica)) return true;
+  }
+  return false;
 }
 
 /// What connected ranks tell of the copies that they have.

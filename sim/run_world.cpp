@@ -58,6 +58,18 @@ std::int64_t nodes_per_domain(const ClusterSpec& cluster) {
   return std::max<std::int64_t>(cluster.tiers.front().nodes_per_group, 1);
 }
 
+/// Seconds for the bytes of a checkpoint, from the slowest tier.
+double slowest_load_s(const RunInput& input) {
+  const auto nodes = static_cast<double>(input.job_nodes);
+  const StorageSpec& storage = input.cluster.storage;
+  const double nics = input.cluster.nic_bytes_per_s * static_cast<double>(input.cluster.nics_per_node);
+  double slowest_s = 0;
+  for (const double bytes_per_s : {storage.remote_read_bytes_per_s, nodes * storage.nvme_read_bytes_per_s,
+                                   nodes / static_cast<double>(input.replicas) * nics})
+    if (bytes_per_s > 0) slowest_s = std::max(slowest_s, input.checkpoint_bytes / bytes_per_s);
+  return slowest_s;
+}
+
 /// The node that an event speaks of, for the trace.
 std::int64_t node_of(const recovery::Event& event) {
   if (const auto* e = std::get_if<recovery::HeartbeatLost>(&event)) return e->node;
@@ -81,7 +93,8 @@ RunWorld::RunWorld(const RunInput& input, sg4::Host* host)
       duration_ns_(to_ns(input.duration_s)),
       held_nodes_(input.job_nodes + input.policy.spare_nodes),
       controller_config_(recovery::controller_config(
-          input.policy, {input.job_nodes, nodes_per_domain(input.cluster), input.replicas, input.positions},
+          input.policy,
+          {input.job_nodes, nodes_per_domain(input.cluster), input.replicas, input.positions, slowest_load_s(input)},
           checkpoint_interval_s(input),
           mean_time_between_failures_s(failures_per_gpu_hour(input), input.job_nodes * input.cluster.gpus_per_node))),
       controller_(controller_config_),
@@ -762,7 +775,7 @@ void RunWorld::perform(const recovery::Fence&, const ActionKey& key) {
 
 void RunWorld::perform(const recovery::StartProcesses& start, const ActionKey&) {
   processes_crashed_ = false;
-  if (active_replicas_ == start.replicas.size()) return;
+  if (!input_.policy.elastic.enabled || active_replicas_ == start.replicas.size()) return;
   active_replicas_ = start.replicas.size();
   result_.fewest_replicas = std::min(result_.fewest_replicas, static_cast<std::int64_t>(active_replicas_));
   trace_.add(now_ns_, RunEventKind::Replicas, -1, std::to_string(active_replicas_));

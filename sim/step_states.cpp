@@ -19,9 +19,6 @@ namespace {
 /// with it evenly; a NIC is slow for a while before anybody waits for it.
 double grid_of(InjectedKind kind) { return kind == InjectedKind::GpuSlow ? 1.5 : 1.25; }
 
-/// A job of so many ranks is simulated in a fraction of a second, whatever its state.
-constexpr std::int64_t kExactRanks = 1024;
-
 }  // namespace
 
 std::string StepQuestion::key() const {
@@ -35,7 +32,7 @@ std::string StepQuestion::key() const {
 StepStates::StepStates(const ParallelPlan& plan, const ClusterSpec& cluster, double payload_rate, bool exact)
     : mesh_(plan),
       cluster_(cluster),
-      exact_(exact || plan.ranks() <= kExactRanks),
+      exact_(exact),
       tp_(plan.tp),
       cp_(plan.cp),
       nodes_((plan.ranks() + cluster.gpus_per_node - 1) / cluster.gpus_per_node),

@@ -42,8 +42,11 @@ struct StepQuestion {
 
 class StepStates {
  public:
-  /// `payload_rate`: bytes/s of payload that a NIC moves in one direction. `exact`: states are simulated as they are,
-  /// however large the job. Costs about what folding the job costs.
+  /// A job of so many ranks is simulated in a fraction of a second, whatever its state.
+  static constexpr std::int64_t kExactRanks = 1024;
+
+  /// `payload_rate`: bytes/s of payload that a NIC moves in one direction. `exact`: states are simulated as they are.
+  /// Costs about what folding the job costs.
   StepStates(const ParallelPlan& plan, const ClusterSpec& cluster, double payload_rate, bool exact);
 
   /// A state that takes the same time, with as little in it as there can be: of a large job's, the slowest part of each

@@ -124,7 +124,7 @@ CheckpointConfig checkpoint_config(const PolicySpec& policy, double interval_s, 
   return config;
 }
 
-Deadlines deadlines(const PolicySpec& policy, std::int64_t page_retry_ns) {
+Deadlines deadlines(const PolicySpec& policy, const JobShape& job, std::int64_t page_retry_ns) {
   const auto deadline_ns = [&](double expected_s) { return to_ns(2 * expected_s + policy.detection_timeout_s + 60); };
   Deadlines deadlines;
   deadlines.fence_ns = deadline_ns(policy.fence_s);
@@ -132,7 +132,7 @@ Deadlines deadlines(const PolicySpec& policy, std::int64_t page_retry_ns) {
       deadline_ns(policy.allocate_s + std::max(policy.spares.warm_extra_s, policy.spares.cold_extra_s));
   deadlines.process_start_ns = deadline_ns(policy.process_start_s);
   deadlines.communicators_ns = deadline_ns(policy.communicators_s);
-  deadlines.load_state_ns = deadline_ns(policy.load_state_s);
+  deadlines.load_state_ns = deadline_ns(policy.load_state_s + job.load_s);
   deadlines.first_step_ns = deadline_ns(policy.first_step_s);
   // A drain may take as long as it likes below this; hours mean that storage is gone.
   deadlines.checkpoint_ns = deadline_ns(policy.checkpoint_stall_s) + page_retry_ns;
@@ -192,7 +192,7 @@ ControllerConfig controller_config(const PolicySpec& policy, const JobShape& job
   config.exits_before_blame = policy.exits_before_blame;
   config.readmission_test = policy.readmission.test_s > 0;
   config.diagnosis_ns = to_ns(policy.diagnosis_s);
-  config.deadlines = deadlines(policy, config.page_retry_ns);
+  config.deadlines = deadlines(policy, job, config.page_retry_ns);
   return config;
 }
 

@@ -79,6 +79,8 @@ struct JobShape {
   std::int64_t replicas = 1;
   /// By slot, a replica's slots one after the other: the node that holds it at first. Empty: slot i has node i.
   std::vector<NodeId> owners = {};
+  /// What loading may take beside the policy's load_state_s: the bytes.
+  double load_s = 0;
 };
 
 /// The controller's knobs of a policy. Deadlines are twice what the policy expects of the world plus the

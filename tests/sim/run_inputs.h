@@ -4,6 +4,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <utility>
+
+#include <catch2/catch.hpp>
 
 #include "sim/run_simulator.h"
 
@@ -99,6 +102,22 @@ inline InjectedFault injected(InjectedKind kind, double at_s, std::int64_t node,
   fault.duration_s = duration_s;
   fault.factor = factor;
   return fault;
+}
+
+inline double sum_s(const RunResult& result) {
+  double sum = 0;
+  for (int band = 0; band < kBandCount; ++band) sum += result.band_s(static_cast<Band>(band));
+  return sum;
+}
+
+inline std::int64_t count(const RunResult& result, RunEventKind kind) {
+  return std::count_if(result.events.begin(), result.events.end(), [&](const RunEvent& e) { return e.kind == kind; });
+}
+
+inline RunResult simulate(const RunInput& input) {
+  auto result = simulate_run(input);
+  if (!result.ok()) FAIL(to_string(result.problems().front()));
+  return std::move(result).value();
 }
 
 }  // namespace trainyard::testing

@@ -21,24 +21,8 @@ using recovery::Phase;
 
 namespace {
 
-RunResult simulate(const RunInput& input) {
-  auto result = simulate_run(input);
-  if (!result.ok()) FAIL(to_string(result.problems().front()));
-  return std::move(result).value();
-}
-
-double sum_s(const RunResult& result) {
-  double sum = 0;
-  for (int band = 0; band < kBandCount; ++band) sum += result.band_s(static_cast<Band>(band));
-  return sum;
-}
-
 double phase_s(const RunRecovery& recovery, Phase phase) {
   return recovery.ledger.phase_s()[static_cast<std::size_t>(phase)];
-}
-
-std::int64_t count(const RunResult& result, RunEventKind kind) {
-  return std::count_if(result.events.begin(), result.events.end(), [&](const RunEvent& e) { return e.kind == kind; });
 }
 
 /// Ground truth and the ledgers tell the same story: recoveries' spans are the bands' seconds.
@@ -462,20 +446,15 @@ TEST_CASE("A fleet's faults take nodes away for as long as the fleet says") {
   CHECK(static_cast<double>(repaired->time_ns) * 1e-9 == Approx(0.3 * 86400));
 }
 
-TEST_CASE("What a run does not simulate yet is refused, not ignored") {
+TEST_CASE("What needs more replicas than the job has is refused") {
   RunInput input = small_job();
   input.policy.elastic.enabled = true;
-  input.policy.checkpoints.usual_tier = CheckpointTier::Peer;
+  input.policy.checkpoints.hash_vote = true;
   const Problems problems = validate(input);
   REQUIRE(problems.size() == 2);
-  CHECK(problems[0].path == "$.policy.checkpoints.usual_tier");
-  CHECK(problems[1].path == "$.policy.elastic");
-  CHECK(problems[0].kind == ProblemKind::MissingCapability);
-
-  RunInput outage = small_job();
-  outage.faults.causes = {{"store", FaultScope::Job, 1e-6, "test", FaultMode::StorageOutage}};
-  REQUIRE(validate(outage).size() == 1);
-  CHECK(validate(outage)[0].path == "$.faults.causes[0].mode");
+  CHECK(problems[0].path == "$.policy.elastic");
+  CHECK(problems[1].path == "$.policy.checkpoints.hash_vote");
+  CHECK(problems[0].kind == ProblemKind::Infeasible);
 }
 
 TEST_CASE("What breaks on a node while it is tested sends it back to repair") {

@@ -1,0 +1,116 @@
+// States put together from simple questions, against the exact simulation of the same states.
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <catch2/catch.hpp>
+
+#include "models/base/random.h"
+#include "models/spec/scenario.h"
+#include "sim/step_simulator.h"
+#include "sim/step_states.h"
+
+using namespace trainyard;
+
+namespace {
+
+const std::string kScenarios = std::string(TRAINYARD_SOURCE_DIR) + "/scenarios/";
+
+/// A published job, made smaller along data parallelism.
+struct Job {
+  Scenario scenario;
+  StepProgram program;
+  CostModel cost;
+
+  double seconds(const JobState& state, bool without_tiers) const {
+    ClusterSpec cluster = scenario.cluster;
+    if (without_tiers) cluster.tiers.clear();
+    StepOptions options;
+    options.degradations = state.slow;
+    options.moved = state.moved;
+    const Result<StepResult> step = simulate_step(program, cluster, cost, options);
+    REQUIRE(step.ok());
+    return step.value().time_s;
+  }
+};
+
+Job small(const std::string& file, std::int64_t dp) {
+  Scenario scenario = load_scenario(kScenarios + file).value();
+  scenario.plan.global_batch = scenario.plan.global_batch / scenario.plan.dp * dp;
+  scenario.plan.dp = dp;
+  StepProgram program = lower(scenario.model, scenario.plan);
+  const CostModel cost(load_hardware_profile(kScenarios + "profiles/h100-sxm.json").value(),
+                       load_stack_profile(kScenarios + "profiles/stack-megatron-core.json").value(), scenario.plan);
+  return {std::move(scenario), std::move(program), cost};
+}
+
+JobState some_state(const Job& job, std::int64_t parts, RandomStream& random) {
+  JobState state;
+  const auto ranks = static_cast<std::uint64_t>(job.scenario.plan.ranks());
+  for (std::int64_t i = 0; i < parts; ++i) {
+    const auto rank = static_cast<std::int64_t>(random.below(ranks));
+    InjectedFault fault;
+    fault.kind = random.below(2) == 0 ? InjectedKind::GpuSlow : InjectedKind::NicSlow;
+    fault.node = rank / job.scenario.cluster.gpus_per_node;
+    fault.device = rank % job.scenario.cluster.gpus_per_node;
+    fault.factor = 1 + random.uniform() * (fault.kind == InjectedKind::GpuSlow ? 1 : 3);
+    state.slow.push_back(fault);
+  }
+  return state;
+}
+
+/// Relative, of states of one to six slow parts.
+std::vector<double> errors(const Job& job, int states_tried) {
+  const double payload = job.cost.nic_payload_rate(job.scenario.cluster.nic_bytes_per_s);
+  const StepStates states(job.scenario.plan, job.scenario.cluster, payload, false);
+  std::map<std::string, double> known;
+  const auto ask = [&](const StepQuestion& question) {
+    const auto [entry, is_new] = known.try_emplace(question.key());
+    if (is_new) entry->second = job.seconds(question.state, question.without_tiers);
+    return entry->second;
+  };
+  RandomStream random(7, "states");
+  std::vector<double> errors;
+  for (int i = 0; i < states_tried; ++i) {
+    const JobState state = some_state(job, 1 + static_cast<std::int64_t>(random.below(6)), random);
+    const double exact_s = job.seconds(state, false);
+    errors.push_back(states.step_s(states.reduced(state), ask) / exact_s - 1);
+  }
+  std::sort(errors.begin(), errors.end(), [](double a, double b) { return std::abs(a) < std::abs(b); });
+  return errors;
+}
+
+void check_errors(const std::string& name, const std::vector<double>& errors, double median, double worst) {
+  WARN(name << ": median error " << errors[errors.size() / 2] << ", worst " << errors.back() << " of " << errors.size()
+            << " states");
+  CHECK(std::abs(errors[errors.size() / 2]) < median);
+  CHECK(std::abs(errors.back()) < worst);
+}
+
+}  // namespace
+
+TEST_CASE("States of a dense pipeline, put together, take what they take") {
+  check_errors("Llama 3 405B", errors(small("published/llama3-405b-table4-row1.json", 2), 6), 0.01, 0.05);
+}
+
+TEST_CASE("States of experts, put together, take what they take", "[.slow]") {
+  check_errors("Grok-1", errors(small("published/grok1-dgxc-512.json", 8), 24), 0.01, 0.05);
+  check_errors("Llama 3 405B", errors(small("published/llama3-405b-table4-row1.json", 2), 24), 0.01, 0.05);
+}
+
+TEST_CASE("A state reduced says the same, and no more than it must") {
+  const Job job = small("published/grok1-dgxc-512.json", 8);
+  const double payload = job.cost.nic_payload_rate(job.scenario.cluster.nic_bytes_per_s);
+  const StepStates states(job.scenario.plan, job.scenario.cluster, payload, false);
+  RandomStream random(8, "states");
+  JobState state = some_state(job, 200, random);
+  const JobState once = states.reduced(state), twice = states.reduced(once);
+  CHECK(once.slow.size() <= 2 * static_cast<std::size_t>(job.scenario.plan.pp));
+  REQUIRE(once.slow.size() == twice.slow.size());
+  for (std::size_t i = 0; i < once.slow.size(); ++i) CHECK(once.slow[i].factor == twice.slow[i].factor);
+  std::reverse(state.slow.begin(), state.slow.end());
+  CHECK(states.reduced(state).slow.size() == once.slow.size());
+  CHECK(states.reduced({}).slow.empty());
+}

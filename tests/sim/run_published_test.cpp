@@ -145,8 +145,7 @@ void v6(std::int64_t seeds) {
   CHECK(std::abs(random.mean - expected) < 4 * random.standard_error);
   report("V6, failures on the wall clock", random, expected);
 
-  // 80% with fault-tolerant replicas, (8 + 7 * 11/12)/18 by the authors' accounting, is not simulated here yet: it
-  // takes a run that goes on with fewer replicas. ---- ITS PLACE IS HERE. ----
+  // 80% with fault-tolerant replicas is simulated in run_restore_test.cpp; by the authors' accounting:
   CHECK((8 + 7 * 11.0 / 12) / 18 == Approx(0.801).margin(0.0005));
 }
 

@@ -529,9 +529,16 @@ void RunWorld::schedule_evidence(NodeId node, const faults::Fault& fault, std::i
   context.collective_timeout_s = input_.policy.timeouts.collective_s;
   context.queue_pair_timeout_s = input_.policy.timeouts.link_s;
   const std::int64_t epoch = controller_.epoch(), struck_ns = now_ns_;
-  for (const faults::Symptom& symptom : faults::symptoms_of(fault, context, symptom_draws_))
+  bool evident = !context.in_job;  // a spare may fail and nobody know
+  for (const faults::Symptom& symptom : faults::symptoms_of(fault, context, symptom_draws_)) {
+    evident |= symptom.kind == faults::SymptomKind::CollectiveTimeout;
     cluster_.at(noticed_ns + to_ns(symptom.delay_s),
                 [this, symptom, node, epoch, struck_ns] { show(symptom, node, epoch, struck_ns); });
+  }
+  // A mode that by itself would stop nobody has stopped the job here: in the end somebody has waited too long.
+  if (evident) return;
+  const recovery::CommunicatorError waited{epoch, node, std::nullopt, struck_ns};
+  cluster_.at(noticed_ns + to_ns(context.collective_timeout_s), [this, waited] { tell(waited); });
 }
 
 /// Slots are counted from the struck node's; by now it may have lost its own.

@@ -11,13 +11,14 @@
 #include "tests/exec/plan_space.h"
 #include "tests/exec/training_job.h"
 #include "tests/program/training.h"
+#include "tests/sanitized.h"
 
 using namespace trainyard;
 using namespace trainyard::test;
 
 namespace {
 
-constexpr std::int64_t kSteps = 20, kBatch = 8, kMaxRanks = 8;
+constexpr std::int64_t kSteps = testing::kSanitized ? 3 : 20, kBatch = 8, kMaxRanks = 8;
 const std::vector<ModelFamily> kFamilies{ModelFamily::Llama, ModelFamily::Gpt3, ModelFamily::Mixtral,
                                          ModelFamily::Grok1};
 

@@ -91,13 +91,12 @@ void check_errors(const std::string& name, const std::vector<double>& errors, do
 
 }  // namespace
 
-TEST_CASE("States of a dense pipeline, put together, take what they take") {
+TEST_CASE("States of a dense pipeline, put together, take what they take", "[.slow]") {
   check_errors("Llama 3 405B", errors(small("published/llama3-405b-table4-row1.json", 2), 6), 0.01, 0.05);
 }
 
 TEST_CASE("States of experts, put together, take what they take", "[.slow]") {
-  check_errors("Grok-1", errors(small("published/grok1-dgxc-512.json", 8), 24), 0.01, 0.05);
-  check_errors("Llama 3 405B", errors(small("published/llama3-405b-table4-row1.json", 2), 24), 0.01, 0.05);
+  check_errors("Grok-1", errors(small("published/grok1-dgxc-512.json", 8), 6), 0.01, 0.05);
 }
 
 TEST_CASE("A state reduced says the same, and no more than it must") {

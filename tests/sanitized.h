@@ -1,0 +1,12 @@
+// Sanitizers make a test ten times as long: repetitions that only make a net finer are left to ordinary builds.
+#pragma once
+
+namespace trainyard::testing {
+
+#if defined(__SANITIZE_ADDRESS__)
+inline constexpr bool kSanitized = true;
+#else
+inline constexpr bool kSanitized = false;
+#endif
+
+}  // namespace trainyard::testing

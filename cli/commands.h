@@ -38,6 +38,7 @@ void add_sim_compare(CLI::App& sim, Context& context);
 /// Into the command "run".
 void add_run_diff(CLI::App& run, Context& context);
 void add_run_merge(CLI::App& run, Context& context);
+void add_run_replay(CLI::App& run, Context& context);
 void add_run_show(CLI::App& run, Context& context);
 void add_mup(CLI::App& app, Context& context);
 void add_doctor(CLI::App& app, Context& context);

@@ -181,6 +181,7 @@ void add_run(CLI::App& app, Context& context) {
   add_run_show(*run, context);
   add_run_diff(*run, context);
   add_run_merge(*run, context);
+  add_run_replay(*run, context);
   auto options = std::make_shared<ExportOptions>();
   CLI::App* exported = add_command(*run, "export", "Write a run for other tools",
                                    "  trainyard run export latest --format chrome -o trace.json   # open in Perfetto\n"

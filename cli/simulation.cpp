@@ -83,6 +83,7 @@ void store_run(store::RunWriter& writer, const RunResult& run) {
   }
   for (const RunRecovery& recovery : run.recoveries) writer.add_recovery(recovery_row(recovery));
   for (const SpareCount& count : run.spares.counts) writer.add_spare_count({count.time_ns, count.free});
+  writer.add_controller_log(run.log);
   for (std::size_t b = 0; b < kBandCount; ++b) writer.add_band({to_string(static_cast<Band>(b)), run.band_ns[b]});
 }
 
@@ -174,7 +175,9 @@ Problems simulate_runs(const Job& job, const SimulationOptions& options, StepMem
   for (const PolicySpec& policy : job.scenario.policies) {
     Problems problems = recorder.begin(store::RunKind::Run, job.scenario.name + "/" + policy.name);
     if (!problems.empty()) return problems;
-    Result<std::vector<RunResult>> results = run_many(with_seeds(run_input(job, policy, memo), options.seeds), pool);
+    std::vector<RunInput> inputs = with_seeds(run_input(job, policy, memo), options.seeds);
+    inputs.front().keep_log = !options.store_file.empty();
+    Result<std::vector<RunResult>> results = run_many(inputs, pool);
     if (!results) return of_policy(results.problems(), job, out.runs.size());
     out.runs.push_back(std::move(results).value());
     problems = recorder.finish_run(out);
@@ -189,7 +192,8 @@ Result<Simulated> simulate(const Job& job, const SimulationOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   Recorder recorder(job, options);
   Simulated out;
-  StepMemo memo(job, {options.unfold, options.merge, options.progress, options.exact_states}, out.memo);
+  StepMemo memo(job, {options.unfold, options.merge, options.progress, options.exact_states, options.store_file},
+                out.memo);
   Problems problems = simulate_step_of(job, options, memo, recorder, out);
   if (problems.empty() && job.scenario.duration_s > 0) problems = simulate_runs(job, options, memo, recorder, out);
   if (!problems.empty()) return problems;

@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "cli/job_identity.h"
 #include "cli/terminal.h"
 #include "models/base/stop.h"
 #include "models/plan/replica_layout.h"
@@ -17,7 +18,28 @@ namespace {
 // Checkpointed state: bf16 parameters would be 2 bytes; master weights and both moments make 12 more.
 double checkpoint_bytes(const Job& job) { return 14.0 * static_cast<double>(parameter_count(job.scenario.model)); }
 
+// Of all that the answers depend on.
+Result<std::string> identity(const Job& job, const StepMemoOptions& options) {
+  const Result<nlohmann::ordered_json> its = job_identity(job);
+  if (!its) return its.problems();
+  nlohmann::ordered_json inputs = its.value();
+  inputs["unfold"] = options.unfold;
+  inputs["merge"] = options.merge;
+  return long_hash(inputs.dump());
+}
+
 }  // namespace
+
+StepMemo::StepMemo(const Job& job, StepMemoOptions options, MemoUse& use)
+    : job_(job), options_(std::move(options)), use_(use) {
+  if (options_.store_file.empty() || job_.scenario.duration_s <= 0) return;
+  const Result<std::string> its = identity(job_, options_);
+  if (!its) return;
+  Result<store::StepTimes> stored = store::StepTimes::open(options_.store_file, its.value());
+  if (!stored) return;  // whoever enters the run in the store says why
+  stored_.emplace(std::move(stored).value());
+  memo_ = stored_->known();
+}
 
 StepOptions StepMemo::options() const {
   StepOptions step;
@@ -60,14 +82,15 @@ StepTime StepMemo::time_of(const JobState& state) {
 }
 
 double StepMemo::answer(const StepQuestion& question) {
-  const auto [entry, is_new] = memo_.try_emplace(question.key());
-  if (!is_new) {
+  const std::string key = question.key();
+  const auto [entry, is_new] = memo_.try_emplace(key, healthy_.step_s);
+  if (!is_new || key.empty()) {
     ++use_.hits;
     return entry->second;
   }
   ++use_.misses;
-  const bool known = question.key().empty();
-  entry->second = known ? healthy_.step_s : simulated(question);
+  entry->second = simulated(question);
+  if (stored_ && !stop_requested()) stored_->add(entry->first, entry->second);
   return entry->second;
 }
 

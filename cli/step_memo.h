@@ -1,4 +1,5 @@
-// Step times by state of degradation, each simulated once, however many runs come to it.
+// Step times by state of degradation, each simulated once, however many runs come to it: those of earlier processes
+// too, where there is a store.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +12,7 @@
 #include "sim/run_simulator.h"
 #include "sim/step_simulator.h"
 #include "sim/step_states.h"
+#include "store/step_times.h"
 
 namespace trainyard::cli {
 
@@ -19,6 +21,7 @@ struct StepMemoOptions {
   bool merge = true;    // ops that only follow each other as one
   std::string progress = "none";
   bool exact_states = false;  // slow parts where they are, however large the job
+  std::string store_file;     // where answers outlive the process; empty: nowhere
 };
 
 struct MemoUse {
@@ -29,8 +32,7 @@ struct MemoUse {
 
 class StepMemo {
  public:
-  StepMemo(const Job& job, StepMemoOptions options, MemoUse& use)
-      : job_(job), options_(std::move(options)), use_(use) {}
+  StepMemo(const Job& job, StepMemoOptions options, MemoUse& use);
 
   /// Simulates a step; nothing is remembered.
   Result<StepResult> simulate(const std::vector<InjectedFault>& degradations, bool timeline);
@@ -57,6 +59,7 @@ class StepMemo {
   StepTime healthy_;
   std::optional<StepStates> states_;
   std::map<std::string, double> memo_;  // seconds, by question
+  std::optional<store::StepTimes> stored_;
 };
 
 /// A run of the job's scenario under a policy and the scenario's seed. `memo` outlives it.

@@ -158,7 +158,7 @@ int run_sweep(const Options& options, const Context& context) {
   const auto done = [&] { return cells.wanted() - cells.missing().size(); };
   if (done() > 0) notes.say(fmt::format("{} of {} cells are in {} already", done(), cells.wanted(), store_file));
   const Problems problems =
-      simulate(its.sweep, its.job, {options.jobs, context.quiet ? "none" : context.progress}, cells);
+      simulate(its.sweep, its.job, {options.jobs, store_file, context.quiet ? "none" : context.progress}, cells);
   if (!problems.empty()) {
     if (stop_requested() && !store_file.empty())
       notes.say(fmt::format("{} of {} cells are in {}: the same command goes on from there", done(), cells.wanted(),

@@ -2,14 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
-#include <iterator>
 #include <memory>
 
 #include <fmt/format.h>
-#include <xxhash.h>
 
-#include "cli/plan_lock.h"
+#include "cli/job_identity.h"
 #include "cli/terminal.h"
 #include "cli/version.h"
 #include "models/base/stop.h"
@@ -20,22 +17,6 @@ namespace trainyard::cli {
 namespace {
 
 using json = nlohmann::ordered_json;
-
-std::string hash(const std::string& text) { return fmt::format("{:016x}", XXH3_64bits(text.data(), text.size())); }
-
-std::string long_hash(const std::string& text) {
-  const XXH128_hash_t value = XXH3_128bits(text.data(), text.size());
-  return fmt::format("{:016x}{:016x}", value.high64, value.low64);
-}
-
-// A commit names the code only where the tree was clean. Elsewhere the program itself is part of what a cell depends
-// on.
-std::string code() {
-  const std::string commit = commit_id();
-  if (commit != "unknown" && commit.find("-dirty") == std::string::npos) return commit;
-  std::ifstream program("/proc/self/exe", std::ios::binary);
-  return commit + "/" + hash({std::istreambuf_iterator<char>(program), {}});
-}
 
 store::SweepCell cell_of(const RunResult& run) {
   store::SweepCell cell;
@@ -108,23 +89,16 @@ Problems simulate_batch(const std::vector<SweepCells::Key>& batch, const Job& jo
 }  // namespace
 
 Result<store::NewSweep> describe(const Sweep& sweep, const Job& job) {
-  const Result<PlanHashes> hashed = hash_plan(job.scenario, job.program, job.profiles);
-  if (!hashed) return hashed.problems();
-  const PlanHashes& hashes = hashed.value();
-  json inputs{{"name", sweep.spec.name},
-              {"code", code()},
-              {"model", hashes.model},
-              {"plan", hashes.plan},
-              {"program", hashes.program},
-              {"cluster", hashes.cluster},
-              {"hardware", hashes.hardware},
-              {"stack", hashes.stack},
-              {"faults", hash(job.scenario.written.faults)},
-              {"duration_s", job.scenario.duration_s},
-              {"job_nodes", job.nodes()}};
+  Result<json> identity = job_identity(job);
+  if (!identity) return identity.problems();
+  json inputs{{"name", sweep.spec.name}};
+  inputs.update(identity.value());
+  inputs["faults"] = short_hash(job.scenario.written.faults);
+  inputs["duration_s"] = job.scenario.duration_s;
+  inputs["job_nodes"] = job.nodes();
   // By name, so that their order does not matter. What is varied is not here: a grid may grow.
   std::map<std::string, std::string> policies;
-  for (const std::string& policy : sweep.policies) policies[json::parse(policy)["name"]] = hash(policy);
+  for (const std::string& policy : sweep.policies) policies[json::parse(policy)["name"]] = short_hash(policy);
   inputs["policies"] = policies;
   store::NewSweep out;
   out.inputs_json = inputs.dump();
@@ -218,7 +192,7 @@ Problems simulate(const Sweep& sweep, const Job& job, const SweepSimulation& opt
   const std::vector<SweepCells::Key> missing = cells.missing();
   if (missing.empty()) return {};
   MemoUse use;
-  StepMemo memo(job, {false, true, options.progress, false}, use);
+  StepMemo memo(job, {false, true, options.progress, false, options.store_file}, use);
   if (Problems problems = check_inputs(sweep, job, memo); !problems.empty()) return problems;
   const Result<StepResult> step = memo.simulate({}, false);
   if (!step) return step.problems();

@@ -54,7 +54,8 @@ class SweepCells {
 std::vector<SweepCells::Key> cells_of(const Sweep& sweep, const Shard& shard);
 
 struct SweepSimulation {
-  int jobs = 0;  // simulations at a time; 0: one per processor
+  int jobs = 0;            // simulations at a time; 0: one per processor
+  std::string store_file;  // for step times; empty: none
   std::string progress = "none";
 };
 

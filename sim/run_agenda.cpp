@@ -1,5 +1,6 @@
 #include "sim/run_agenda.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "models/base/units.h"
@@ -8,14 +9,16 @@ namespace trainyard {
 
 namespace sg4 = simgrid::s4u;
 
-Agenda::Agenda(const std::string& name, sg4::Host* host, Advance advance) : advance_(std::move(advance)) {
+Agenda::Agenda(const std::string& name, sg4::Host* host, Advance advance, Task after)
+    : advance_(std::move(advance)), after_(std::move(after)) {
   sg4::Actor::create(name, host, [this] { work(); })->daemonize();
 }
 
 void Agenda::at(std::int64_t at_ns, Task task) {
-  const bool earliest = entries_.empty() || at_ns < entries_.top().at_ns;
-  entries_.push({at_ns, next_order_++, std::move(task)});
-  if (earliest) wake_->release();
+  const bool earliest = entries_.empty() || at_ns < entries_.front().at_ns;
+  entries_.push_back({at_ns, next_order_++, std::move(task)});
+  std::push_heap(entries_.begin(), entries_.end());
+  if (earliest && !working_) wake_->release();
 }
 
 void Agenda::work() {
@@ -24,12 +27,16 @@ void Agenda::work() {
       wake_->acquire();
       continue;
     }
-    const std::int64_t at_ns = entries_.top().at_ns;
+    const std::int64_t at_ns = entries_.front().at_ns;
     if (!sleep_until(at_ns)) continue;
-    const Task task = entries_.top().task;
-    entries_.pop();
+    std::pop_heap(entries_.begin(), entries_.end());
+    const Task task = std::move(entries_.back().task);
+    entries_.pop_back();
+    working_ = true;
     advance_(at_ns);
     task();
+    after_();
+    working_ = false;
   }
 }
 

@@ -7,9 +7,9 @@
 
 #include <cstdint>
 #include <functional>
-#include <queue>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include <simgrid/s4u.hpp>
 
@@ -21,8 +21,9 @@ class Agenda {
   /// Called before each entry runs, with its time (never less than the last one given).
   using Advance = std::function<void(std::int64_t now_ns)>;
 
-  /// Starts the actor as a daemon on the host: it ends with the simulation. Not movable.
-  Agenda(const std::string& name, simgrid::s4u::Host* host, Advance advance);
+  /// Starts the actor as a daemon on the host: it ends with the simulation. `after` is called after each entry. Not
+  /// movable.
+  Agenda(const std::string& name, simgrid::s4u::Host* host, Advance advance, Task after);
   Agenda(const Agenda&) = delete;
   Agenda& operator=(const Agenda&) = delete;
 
@@ -34,7 +35,7 @@ class Agenda {
     std::int64_t at_ns;
     std::int64_t order;
     Task task;
-    bool operator<(const Entry& other) const {  // std::priority_queue keeps the largest on top
+    bool operator<(const Entry& other) const {  // a heap keeps the largest on top
       return std::tie(at_ns, order) > std::tie(other.at_ns, other.order);
     }
   };
@@ -44,9 +45,11 @@ class Agenda {
   bool sleep_until(std::int64_t at_ns);
 
   Advance advance_;
+  Task after_;
   const double origin_s_ = simgrid::s4u::Engine::get_clock();
-  std::priority_queue<Entry> entries_;
+  std::vector<Entry> entries_;  // a heap
   std::int64_t next_order_ = 0;
+  bool working_ = false;  // looks at its entries again before it sleeps
   simgrid::s4u::SemaphorePtr wake_ = simgrid::s4u::Semaphore::create(0);
 };
 

@@ -34,14 +34,22 @@ std::deque<Tier> tiers_to_write(CheckpointTier usual, Tier asked) {
 
 /// Copies are written while the job stands still, and on after that.
 void RunWorld::begin_snapshot(std::int64_t step) {
+  const AskedCheckpoint taken = *std::exchange(checkpoint_, std::nullopt);
   progress_steps_ = static_cast<double>(step);
   mode_ = JobMode::Snapshot;
   snapshot_end_ns_ = now_ns_ + to_ns(input_.policy.checkpoint_stall_s);
-  cluster_.at(snapshot_end_ns_, [this, life = life_, step] {
-    if (life == life_) end_snapshot(step);
+  agenda_.at(snapshot_end_ns_, [this, life = life_, taken, step] {
+    if (life == life_) end_snapshot(taken, step);
   });
-  writing_[*checkpoint_].step = step;
-  write_copies(*checkpoint_, tiers_to_write(input_.policy.checkpoints.usual_tier, checkpoint_tier_));
+  writing_[taken.key].step = step;
+  write_copies(taken.key, tiers_to_write(input_.policy.checkpoints.usual_tier, taken.what.tier));
+}
+
+void RunWorld::move(StorageTraffic::Way way, double bytes, std::function<void()> done) {
+  storage_.move(way, bytes, [this, done = std::move(done)] {
+    done();
+    control();
+  });
 }
 
 /// One tier after the other.
@@ -59,15 +67,14 @@ void RunWorld::write_copies(const ActionKey& key, std::deque<Tier> tiers) {
   switch (tier) {
     case Tier::Device:
     case Tier::Host: return done();
-    case Tier::Peer: return storage_.move(StorageTraffic::Way::ToPeers, input_.checkpoint_bytes, done);
-    case Tier::Nvme: return storage_.move(StorageTraffic::Way::ToNvme, input_.checkpoint_bytes, done);
-    case Tier::Remote: return storage_.move(StorageTraffic::Way::ToRemote, input_.checkpoint_bytes, done);
+    case Tier::Peer: return move(StorageTraffic::Way::ToPeers, input_.checkpoint_bytes, done);
+    case Tier::Nvme: return move(StorageTraffic::Way::ToNvme, input_.checkpoint_bytes, done);
+    case Tier::Remote: return move(StorageTraffic::Way::ToRemote, input_.checkpoint_bytes, done);
   }
 }
 
-void RunWorld::end_snapshot(std::int64_t step) {
-  const ActionKey key = *checkpoint_;
-  checkpoint_.reset();
+void RunWorld::end_snapshot(const AskedCheckpoint& taken, std::int64_t step) {
+  const ActionKey& key = taken.key;
   work_.snapshot(step);
   if (step > controller_.steps_done())
     tell(recovery::StepsDone{controller_.epoch(), controller_.steps_done() + 1, step});
@@ -75,7 +82,7 @@ void RunWorld::end_snapshot(std::int64_t step) {
   if (input_.policy.checkpoints.hash_vote) vote(key);
   writing_.at(key).snapshot_over = true;
   report_copies(key);
-  if (hold_)
+  if (taken.what.hold)
     mode_ = JobMode::Held;
   else
     set_training();
@@ -152,15 +159,15 @@ void RunWorld::load(const recovery::Action& action) {
   const auto done = [this, action] { phase_over(action); };
   const auto over_nics = [&](double nodes) {
     const double nics = input_.cluster.nic_bytes_per_s * static_cast<double>(input_.cluster.nics_per_node);
-    cluster_.at(now_ns_ + (nics > 0 ? to_ns(bytes / nodes / nics) : 0), done);
+    agenda_.at(now_ns_ + (nics > 0 ? to_ns(bytes / nodes / nics) : 0), done);
   };
   const auto nodes = static_cast<double>(input_.job_nodes);
   switch (copy.tier) {
     case Tier::Device: return over_nics(nodes / static_cast<double>(input_.replicas));
     case Tier::Host: return done();
     case Tier::Peer: return over_nics(nodes);
-    case Tier::Nvme: return storage_.move(StorageTraffic::Way::FromNvme, bytes, done);
-    case Tier::Remote: return storage_.move(StorageTraffic::Way::FromRemote, bytes, done);
+    case Tier::Nvme: return move(StorageTraffic::Way::FromNvme, bytes, done);
+    case Tier::Remote: return move(StorageTraffic::Way::FromRemote, bytes, done);
   }
 }
 

@@ -19,6 +19,13 @@ static void from_json(const nlohmann::json& json, PhaseSpan& span) {
 }
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(RecoveryLedger, epoch, attempts, restored_step, ejected_nodes, spans)
 
+static void to_json(nlohmann::json& json, const ControllerLog& log) {
+  json = {log.config, log.events, nlohmann::json::binary(log.lines)};
+}
+static void from_json(const nlohmann::json& json, ControllerLog& log) {
+  log = {json.at(0), json.at(2).get_binary(), json.at(1)};
+}
+
 }  // namespace recovery
 
 static void to_json(nlohmann::json& json, const RunEvent& event) {
@@ -41,7 +48,7 @@ struct Fields : RunResult {
                                  mean_time_between_failures_s, failures, spare_failures, by_cause, recoveries, band_ns,
                                  effective_training_time, checkpoints, steps_committed, steps_done, pages, replicas,
                                  fewest_replicas, corruptions, corruptions_found, corrupted_training_ns, waiting_for,
-                                 spares, events, trace_hash, next_draw)
+                                 spares, events, trace_hash, log, next_draw)
 };
 
 }  // namespace

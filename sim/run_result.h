@@ -9,6 +9,7 @@
 #include <nlohmann/json_fwd.hpp>
 
 #include "models/recovery/ledger.h"
+#include "models/recovery/replay.h"
 
 namespace trainyard {
 
@@ -133,6 +134,8 @@ struct RunResult {
   std::vector<RunEvent> events;
   /// xxHash64 of every event's (time_ns, kind, node) as little-endian int64.
   std::uint64_t trace_hash = 0;
+  /// With RunInput::keep_log.
+  recovery::ControllerLog log;
   /// The draw that each random stream would give next, mixed: equal only if every draw of the
   /// run was made alike.
   std::uint64_t next_draw = 0;

@@ -63,8 +63,8 @@ struct RunInput {
   /// Written to remote storage after each snapshot, while training goes on; the checkpoint is
   /// durable when the stall is over and this is written. 0: durable when the stall is over.
   double checkpoint_bytes = 0;
-  /// Replays the controller's event log at the end and aborts if the actions differ.
-  bool verify_replay = false;
+  /// Keeps what the controller was told and did, in RunResult::log.
+  bool keep_log = false;
 };
 
 /// All rules that the input breaks, beyond those of its parts.

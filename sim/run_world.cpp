@@ -98,12 +98,10 @@ RunWorld::RunWorld(const RunInput& input, sg4::Host* host)
           checkpoint_interval_s(input),
           mean_time_between_failures_s(failures_per_gpu_hour(input), input.job_nodes * input.cluster.gpus_per_node))),
       controller_(controller_config_),
-      injector_("fault injector", host, [this](std::int64_t at_ns) { advance(at_ns); }),
-      cluster_("cluster", host, [this](std::int64_t at_ns) { advance(at_ns); }),
+      agenda_(
+          "world", host, [this](std::int64_t at_ns) { advance(at_ns); }, [this] { control(); }),
       storage_(host, input.cluster, input.job_nodes, input.policy.checkpoints.drain_share,
                [this](std::int64_t at_ns) { advance(at_ns); }),
-      repair_shop_("repair shop", host, [this](std::int64_t at_ns) { advance(at_ns); }),
-      timers_("timers", host, [this](std::int64_t at_ns) { advance(at_ns); }),
       symptom_draws_(input.seed, "run.symptoms"),
       repair_draws_(input.seed, "run.repair"),
       copies_(std::min(nodes_per_domain(input.cluster), std::max<std::int64_t>(1, input.job_nodes / 2))),
@@ -115,8 +113,12 @@ RunWorld::RunWorld(const RunInput& input, sg4::Host* host)
   if (!input_.faults.injected.empty()) result_.by_cause.push_back({"injected", 0, 0});
   for (const auto& [node, temperature] : controller_.spares())
     if (temperature != recovery::Temperature::Hot) temperature_.emplace(node, temperature);
+  slots_.resize(static_cast<std::size_t>(input_.job_nodes));
+  for (std::int64_t slot = 0; slot < input_.job_nodes; ++slot)
+    slots_[static_cast<std::size_t>(position_of(slot))] = slot;
   step_time_ = input_.step_times({});
   healthy_step_s_ = step_time_.step_s;
+  if (input_.keep_log) log_.emplace(controller_config_);
   result_.seed = input_.seed;
   result_.policy = input_.policy.name;
   result_.duration_ns = duration_ns_;
@@ -130,12 +132,12 @@ RunWorld::RunWorld(const RunInput& input, sg4::Host* host)
   result_.fewest_replicas = input_.replicas;
   result_.spares.counts.push_back({0, input_.policy.spare_nodes});
 
-  sg4::Actor::create("controller", host, [this] { control(); })->daemonize();
   sg4::Actor::create("run", host, [this] {
     trace_.add(0, RunEventKind::Launched, -1, input_.policy.name);
     tell(recovery::Launched{0});
     arm_source();
     for (std::size_t i = 0; i < input_.faults.injected.size(); ++i) arm_injected(i);
+    control();
     sg4::this_actor::sleep_for(input_.duration_s);
     advance(duration_ns_);
   });
@@ -198,22 +200,10 @@ RunResult RunWorld::finish() {
   trace_.add(duration_ns_, RunEventKind::Ended, -1, "");
   result_.trace_hash = trace_.hash();
   result_.events = trace_.take_events();
+  if (log_) result_.log = log_->take();
   result_.next_draw = source_->next_draw();
   result_.next_draw = mix64(mix64(result_.next_draw ^ symptom_draws_.next_u64()) ^ repair_draws_.next_u64());
-  if (input_.verify_replay) check_replay();
   return std::move(result_);
-}
-
-void RunWorld::check_replay() const {
-  Controller replayed(controller_config_);
-  std::size_t next = 0;
-  for (const auto& [at_ns, event] : event_log_) {
-    for (const Action& action : replayed.step(at_ns, event)) {
-      TY_CHECK(next < action_log_.size() && describe(action) == action_log_[next], "a replay gives the same actions");
-      ++next;
-    }
-  }
-  TY_CHECK(next == action_log_.size(), "a replay gives all of the actions");
 }
 
 // ---- The fault injector -------------------------------------------------------------------
@@ -222,7 +212,7 @@ void RunWorld::check_replay() const {
 void RunWorld::arm_source() {
   const std::optional<std::int64_t> next_ns = source_->next_ns();
   if (!next_ns || *next_ns > duration_ns_) return;
-  injector_.at(std::max(*next_ns, now_ns_), [this, turn = ++source_turn_] {
+  agenda_.at(std::max(*next_ns, now_ns_), [this, turn = ++source_turn_] {
     if (turn == source_turn_) pull_faults();
   });
 }
@@ -297,7 +287,7 @@ void RunWorld::crash_processes(const faults::Fault& fault) {
   if (reporter == kNobody) return;
   if (input_.policy.evidence == Evidence::All) return schedule_evidence(reporter, fault, noticed_ns);
   const recovery::CommunicatorError error{controller_.epoch(), reporter, std::nullopt, now_ns_};
-  cluster_.at(noticed_ns + to_ns(input_.policy.detection_timeout_s), [this, error] { tell(error); });
+  agenda_.at(noticed_ns + to_ns(input_.policy.detection_timeout_s), [this, error] { tell(error); });
 }
 
 /// Nobody can read or write the remote store for a while.
@@ -306,7 +296,7 @@ void RunWorld::strike_storage(std::int64_t until_ns) {
   storage_down_until_ns_ = std::max(storage_down_until_ns_, until_ns);
   storage_.remote_down(true);
   if (until_ns > duration_ns_) return;
-  injector_.at(until_ns, [this] {
+  agenda_.at(until_ns, [this] {
     if (now_ns_ < storage_down_until_ns_) return;  // another outage goes on
     trace_.add(now_ns_, RunEventKind::FaultEnds, -1, "storage_outage");
     storage_.remote_down(false);
@@ -319,7 +309,7 @@ void RunWorld::make_user_error(const faults::Fault& fault) {
   const double until_s = repair_draws_.lognormal(std::log(mends.median_s), mends.sigma);
   user_error_ = fault;
   user_error_until_ns_ = now_ns_ + to_ns(std::min(until_s, input_.duration_s));
-  injector_.at(user_error_until_ns_, [this] {
+  agenda_.at(user_error_until_ns_, [this] {
     if (controller_.state() == State::WaitingForHuman) tell(recovery::HumanCleared{});
   });
   strike_job(fault);
@@ -364,7 +354,7 @@ void RunWorld::strike_node(NodeId node, std::size_t cause, Damage damage) {
 void RunWorld::repeat_user_error() {
   constexpr std::int64_t kUntilItShowsNs = 30'000'000'000;
   if (now_ns_ >= user_error_until_ns_) return;
-  cluster_.at(now_ns_ + kUntilItShowsNs, [this, life = life_] {
+  agenda_.at(now_ns_ + kUntilItShowsNs, [this, life = life_] {
     if (life == life_ && now_ns_ < user_error_until_ns_) crash_processes(user_error_);
   });
 }
@@ -392,7 +382,7 @@ void RunWorld::count_failure(std::size_t cause, NodeId node) {
 void RunWorld::arm_injected(std::size_t index) {
   const InjectedFault& fault = input_.faults.injected[index];
   if (fault.mode == FaultMode::HostMaintenance) announce_maintenance(index);
-  if (fault.at_s < input_.duration_s) injector_.at(to_ns(fault.at_s), [this, index] { begin_injected(index); });
+  if (fault.at_s < input_.duration_s) agenda_.at(to_ns(fault.at_s), [this, index] { begin_injected(index); });
 }
 
 /// Maintenance that is injected is planned: a day ahead it is known.
@@ -400,7 +390,7 @@ void RunWorld::announce_maintenance(std::size_t index) {
   constexpr double kNotice_s = 86400;
   const InjectedFault& fault = input_.faults.injected[index];
   if (fault.at_s >= input_.duration_s) return;
-  injector_.at(to_ns(std::max(0.0, fault.at_s - kNotice_s)), [this, &fault] {
+  agenda_.at(to_ns(std::max(0.0, fault.at_s - kNotice_s)), [this, &fault] {
     const double back_s = fault.at_s + fault.duration_s.value_or(input_.duration_s);
     maintenance_until_ns_[fault.node] = to_ns(std::min(back_s, 2 * input_.duration_s));
     tell(recovery::MaintenanceDue{fault.node, to_ns(fault.at_s)});
@@ -431,7 +421,7 @@ void RunWorld::begin_slow(const InjectedFault& part, std::optional<std::int64_t>
              part.kind == InjectedKind::GpuSlow ? "gpu_slow" : "nic_slow");
   const std::int64_t id = slow_begun_++;
   slow_.emplace(id, part);
-  if (ends_at_ns && *ends_at_ns <= duration_ns_) injector_.at(*ends_at_ns, [this, id] { end_slow(id); });
+  if (ends_at_ns && *ends_at_ns <= duration_ns_) agenda_.at(*ends_at_ns, [this, id] { end_slow(id); });
   state_changed();
   watch_straggler(id);
 }
@@ -449,10 +439,11 @@ void RunWorld::end_slow(std::int64_t id) {
 /// Once it has slowed the job for a minute, telemetry names it; in each epoch anew.
 void RunWorld::watch_straggler(std::int64_t id) {
   if (input_.policy.stragglers.replace_at_slowdown <= 0) return;
-  cluster_.at(now_ns_ + kStragglerWindowNs, [this, id, epoch = controller_.epoch()] {
+  agenda_.at(now_ns_ + kStragglerWindowNs, [this, id, epoch = controller_.epoch()] {
     const auto slow = slow_.find(id);
-    if (slow == slow_.end() || epoch != controller_.epoch() || mode_ != JobMode::Training) return;
-    if (!controller_.slot_of(slow->second.node)) return;
+    if (slow == slow_.end() || epoch != controller_.epoch() || !controller_.slot_of(slow->second.node)) return;
+    if (mode_ == JobMode::Snapshot || mode_ == JobMode::Stalled) return watch_straggler(id);  // nothing to be seen now
+    if (mode_ != JobMode::Training) return;
     tell(recovery::Straggling{epoch, slow->second.node, step_time_.step_s / healthy_step_s_});
   });
 }
@@ -470,9 +461,9 @@ void RunWorld::link_down(NodeId node, std::size_t cause, std::optional<std::int6
   damage.cause = cause;
   damage.symptom_after_ns = to_ns(input_.policy.timeouts.link_s);
   damaged_.insert_or_assign(node, damage);
-  if (up_ns) injector_.at(*up_ns, [this, node, up = *up_ns] { link_up(node, up); });
+  if (up_ns) agenda_.at(*up_ns, [this, node, up = *up_ns] { link_up(node, up); });
   if (controller_.slot_of(node) && mode_ != JobMode::Dead)
-    injector_.at(next_collective_ns(), [this, node, up_ns] { link_bites(node, up_ns); });
+    agenda_.at(next_collective_ns(), [this, node, up_ns] { link_bites(node, up_ns); });
 }
 
 /// The first collective since the link went down.
@@ -482,7 +473,7 @@ void RunWorld::link_bites(NodeId node, std::optional<std::int64_t> up_ns) {
   const bool waits = mode_ == JobMode::Dead || mode_ == JobMode::Held;
   if (!controller_.slot_of(node) || waits) return;  // shows when communicators are built
   if (mode_ == JobMode::Snapshot)                   // no collective before the snapshot is over
-    return injector_.at(snapshot_end_ns_ + 1, [this, node, up_ns] { link_bites(node, up_ns); });
+    return agenda_.at(snapshot_end_ns_ + 1, [this, node, up_ns] { link_bites(node, up_ns); });
   if (up_ns && *up_ns - now_ns_ <= to_ns(input_.policy.timeouts.link_s)) return link_stall(*up_ns - now_ns_);
   count_failure(damaged->second.cause, node);
   kill_job();
@@ -495,7 +486,7 @@ void RunWorld::link_stall(std::int64_t down_ns) {
   stalled_until_ns_ = std::max(stalled_until_ns_, now_ns_ + retries * retry_ns);
   mode_ = JobMode::Stalled;
   ++boundary_;
-  injector_.at(stalled_until_ns_, [this, life = life_] {
+  agenda_.at(stalled_until_ns_, [this, life = life_] {
     if (life == life_ && mode_ == JobMode::Stalled && now_ns_ >= stalled_until_ns_) set_training();
   });
 }
@@ -515,8 +506,8 @@ void RunWorld::link_up(NodeId node, std::int64_t up_ns) {
 
 void RunWorld::schedule_symptom(NodeId node, std::int64_t due_ns, std::int64_t last_seen_ns) {
   damaged_.at(node).symptom_on_its_way = true;
-  cluster_.at(due_ns,
-              [this, node, epoch = controller_.epoch(), last_seen_ns] { show_symptom(node, epoch, last_seen_ns); });
+  agenda_.at(due_ns,
+             [this, node, epoch = controller_.epoch(), last_seen_ns] { show_symptom(node, epoch, last_seen_ns); });
 }
 
 /// All that can be seen of a fault, late, twice, of the wrong node or not at all.
@@ -532,13 +523,13 @@ void RunWorld::schedule_evidence(NodeId node, const faults::Fault& fault, std::i
   bool evident = !context.in_job;  // a spare may fail and nobody know
   for (const faults::Symptom& symptom : faults::symptoms_of(fault, context, symptom_draws_)) {
     evident |= symptom.kind == faults::SymptomKind::CollectiveTimeout;
-    cluster_.at(noticed_ns + to_ns(symptom.delay_s),
-                [this, symptom, node, epoch, struck_ns] { show(symptom, node, epoch, struck_ns); });
+    agenda_.at(noticed_ns + to_ns(symptom.delay_s),
+               [this, symptom, node, epoch, struck_ns] { show(symptom, node, epoch, struck_ns); });
   }
   // A mode that by itself would stop nobody has stopped the job here: in the end somebody has waited too long.
   if (evident) return;
   const recovery::CommunicatorError waited{epoch, node, std::nullopt, struck_ns};
-  cluster_.at(noticed_ns + to_ns(context.collective_timeout_s), [this, waited] { tell(waited); });
+  agenda_.at(noticed_ns + to_ns(context.collective_timeout_s), [this, waited] { tell(waited); });
 }
 
 /// Slots are counted from the struck node's; by now it may have lost its own.
@@ -630,7 +621,7 @@ void RunWorld::set_training() {
 }
 
 /// What the job's step takes depends on: slow parts that it holds, and nodes away from home.
-JobState RunWorld::job_state() const {
+JobState RunWorld::job_state() {
   JobState state;
   for (const auto& [id, part] : slow_) {
     InjectedFault fault = part;
@@ -644,14 +635,21 @@ JobState RunWorld::job_state() const {
   const auto key = [](const InjectedFault& f) { return std::tuple(f.node, f.device, f.kind, f.factor); };
   const auto less = [&](const InjectedFault& a, const InjectedFault& b) { return key(a) < key(b); };
   std::sort(state.slow.begin(), state.slow.end(), less);
-  const std::vector<NodeId>& owners = controller_.owners();
-  for (std::size_t slot = 0; slot < owners.size(); ++slot) {
-    const std::int64_t position = position_of(static_cast<std::int64_t>(slot));
-    if (owners[slot] != position && owners[slot] != kNobody) state.moved.push_back({position, owners[slot]});
-  }
-  std::sort(state.moved.begin(), state.moved.end(),
-            [](const MovedNode& a, const MovedNode& b) { return a.position < b.position; });
+  find_moved();
+  state.moved = moved_;
   return input_.reduced ? input_.reduced(state) : state;
+}
+
+void RunWorld::find_moved() {
+  const std::vector<NodeId>& owners = controller_.owners();
+  if (owners == owners_) return;
+  owners_ = owners;
+  moved_.clear();
+  for (std::size_t position = 0; position < slots_.size(); ++position) {
+    const NodeId owner = owners[static_cast<std::size_t>(slots_[position])];
+    if (owner != static_cast<NodeId>(position) && owner != kNobody)
+      moved_.push_back({static_cast<std::int64_t>(position), owner});
+  }
 }
 
 /// Asks for the step time anew if the job's state is another one.
@@ -674,27 +672,24 @@ void RunWorld::state_changed() {
 void RunWorld::arm_step_boundary() {
   const double step = std::ceil(progress_steps_ - kStepEpsilon);
   const double wait_s = std::max(0.0, (step - progress_steps_) * step_time_.step_s);
-  cluster_.at(now_ns_ + to_ns(wait_s), [this, boundary = ++boundary_, step] {
+  agenda_.at(now_ns_ + to_ns(wait_s), [this, boundary = ++boundary_, step] {
     if (boundary == boundary_) begin_snapshot(static_cast<std::int64_t>(step));
   });
 }
 
 // ---- The controller and what carries out its actions ----------------------------------------
 
-void RunWorld::tell(const recovery::Event& event) {
-  inbox_.push_back(event);
-  mail_->release();
-}
+void RunWorld::tell(const recovery::Event& event) { inbox_.push_back(event); }
 
+/// Once something has happened, the controller hears of it, and of what its own actions lead to at once.
 void RunWorld::control() {
-  for (;;) {
-    mail_->acquire();
+  while (!inbox_.empty()) {
     const recovery::Event event = inbox_.front();
     inbox_.pop_front();
     if (is_symptom(event)) trace_.add(now_ns_, RunEventKind::Symptom, node_of(event), describe(event));
     const State before = controller_.state();
     const std::vector<Action> actions = controller_.step(now_ns_, event);
-    if (input_.verify_replay) event_log_.emplace_back(now_ns_, event);
+    if (log_) log_->add(now_ns_, event, actions);
     if (controller_.state() != before)
       trace_.add(now_ns_, RunEventKind::ControllerState, -1, to_string(controller_.state()));
     for (const Action& action : actions) carry_out(action);
@@ -705,11 +700,10 @@ void RunWorld::control() {
 }
 
 void RunWorld::carry_out(const Action& action) {
-  if (input_.verify_replay) action_log_.push_back(describe(action));
   std::visit([&](const auto& body) { perform(body, action.key); }, action.body);
   const bool loads = std::holds_alternative<recovery::LoadState>(action.body);
   if (const std::optional<double> seconds = phase_s(action))
-    cluster_.at(now_ns_ + to_ns(*seconds), [this, action, loads] { loads ? load(action) : phase_over(action); });
+    agenda_.at(now_ns_ + to_ns(*seconds), [this, action, loads] { loads ? load(action) : phase_over(action); });
 }
 
 /// How long the world takes for a phase of the recovery; none for actions that are no phase.
@@ -771,7 +765,7 @@ void RunWorld::phase_acted(const Action& action) {
 
 void RunWorld::perform(const recovery::SetTimer& timer, const ActionKey& key) {
   if (timer.at_ns > duration_ns_) return;
-  timers_.at(timer.at_ns, [this, key] { tell(recovery::TimerFired{key}); });
+  agenda_.at(timer.at_ns, [this, key] { tell(recovery::TimerFired{key}); });
 }
 
 void RunWorld::perform(const recovery::Fence&, const ActionKey& key) {
@@ -827,7 +821,7 @@ void RunWorld::to_shop(NodeId node, const ActionKey& key) {
   state_changed();
   const std::int64_t back_ns = repaired_at_ns(node);
   if (back_ns > duration_ns_) return;
-  repair_shop_.at(back_ns, [this, node, key] {
+  agenda_.at(back_ns, [this, node, key] {
     in_shop_.erase(node);
     damaged_.erase(node);
     node_is(node, faults::NodeUse::Spare);
@@ -838,7 +832,7 @@ void RunWorld::to_shop(NodeId node, const ActionKey& key) {
 }
 
 void RunWorld::perform(const recovery::HeatSpare& heat, const ActionKey& key) {
-  cluster_.at(now_ns_ + to_ns(extra_s(heat.node)), [this, heat, key] {
+  agenda_.at(now_ns_ + to_ns(extra_s(heat.node)), [this, heat, key] {
     temperature_.erase(heat.node);
     tell(Answered{key, Outcome::Acted, std::nullopt});
   });
@@ -856,14 +850,13 @@ void RunWorld::perform(const recovery::TestNode& test, const ActionKey& key) {
   const ReadmissionPolicy& readmission = input_.policy.readmission;
   const double seconds = test.thorough ? readmission.thorough_test_s : readmission.test_s;
   if (seconds > input_.duration_s) return;
-  repair_shop_.at(now_ns_ + to_ns(seconds), [this, key] { tell(Answered{key, Outcome::Acted, std::nullopt}); });
+  agenda_.at(now_ns_ + to_ns(seconds), [this, key] { tell(Answered{key, Outcome::Acted, std::nullopt}); });
 }
 
 void RunWorld::perform(const recovery::TakeCheckpoint& take, const ActionKey& key) {
   if (mode_ == JobMode::Dead) return;
-  checkpoint_ = key;
-  checkpoint_tier_ = take.tier;
-  hold_ = take.hold;
+  if (checkpoint_) tell(Answered{checkpoint_->key, Outcome::Refused, std::nullopt});  // the newer one has it all
+  checkpoint_ = AskedCheckpoint{key, take};
   if (mode_ == JobMode::Training) arm_step_boundary();
 }
 

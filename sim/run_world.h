@@ -17,6 +17,7 @@
 #include "models/faults/fault_source.h"
 #include "models/faults/symptoms.h"
 #include "models/recovery/controller.h"
+#include "models/recovery/replay.h"
 #include "sim/run_agenda.h"
 #include "sim/run_result.h"
 #include "sim/run_simulator.h"
@@ -68,6 +69,11 @@ class RunWorld {
     bool symptom_on_its_way = false;
   };
 
+  struct AskedCheckpoint {
+    recovery::ActionKey key;
+    recovery::TakeCheckpoint what;
+  };
+
   // Time.
   void advance(std::int64_t now_ns);
   void book(Band band, std::int64_t duration_ns) { result_.band_ns[static_cast<std::size_t>(band)] += duration_ns; }
@@ -113,10 +119,12 @@ class RunWorld {
   void kill_job();
   void set_training();
   void state_changed();
-  [[nodiscard]] JobState job_state() const;
+  [[nodiscard]] JobState job_state();
+  void find_moved();
   void arm_step_boundary();
   void begin_snapshot(std::int64_t step);
-  void end_snapshot(std::int64_t step);
+  void end_snapshot(const AskedCheckpoint& taken, std::int64_t step);
+  void move(StorageTraffic::Way way, double bytes, std::function<void()> done);
   void write_copies(const recovery::ActionKey& key, std::deque<recovery::Tier> tiers);
   void report_copies(const recovery::ActionKey& key);
   void vote(const recovery::ActionKey& key);
@@ -158,7 +166,6 @@ class RunWorld {
   void perform(const recovery::Resume&, const recovery::ActionKey&) {}
 
   RunResult finish();
-  void check_replay() const;
 
   const RunInput& input_;
   const std::int64_t duration_ns_;
@@ -171,16 +178,11 @@ class RunWorld {
 
   recovery::ControllerConfig controller_config_;
   recovery::Controller controller_;
+  std::optional<recovery::LogWriter> log_;
   std::deque<recovery::Event> inbox_;
-  simgrid::s4u::SemaphorePtr mail_ = simgrid::s4u::Semaphore::create(0);
-  std::vector<std::pair<std::int64_t, recovery::Event>> event_log_;  // with verify_replay only
-  std::vector<std::string> action_log_;
 
-  Agenda injector_;
-  Agenda cluster_;
+  Agenda agenda_;
   StorageTraffic storage_;
-  Agenda repair_shop_;
-  Agenda timers_;
 
   std::unique_ptr<faults::FaultSource> source_;
   std::int64_t source_turn_ = 0;
@@ -198,17 +200,18 @@ class RunWorld {
   JobMode mode_ = JobMode::Training;
   double healthy_step_s_ = 0;
   StepTime step_time_;
-  JobState state_;  // that step_time_ holds for
+  JobState state_;                   // that step_time_ holds for
+  std::vector<std::int64_t> slots_;  // by position in the job
+  std::vector<NodeId> owners_;       // that moved_ holds for
+  std::vector<MovedNode> moved_;     // nodes that hold a position away from home
   double progress_steps_ = 0;
   WorkBook work_;
   std::int64_t snapshot_end_ns_ = 0;
   std::int64_t stalled_until_ns_ = 0;
   /// Counted up whenever the job dies: what was scheduled for an older life is void.
   std::int64_t life_ = 0;
-  std::int64_t boundary_ = 0;  // the same for the awaited step boundary
-  std::optional<recovery::ActionKey> checkpoint_;
-  bool hold_ = false;  // after its snapshot
-  recovery::Tier checkpoint_tier_ = recovery::Tier::Remote;
+  std::int64_t boundary_ = 0;                  // the same for the awaited step boundary
+  std::optional<AskedCheckpoint> checkpoint_;  // waits for the next step boundary
   /// Replicas did not agree on the state of this step: no copy of it or after it counts.
   std::optional<std::int64_t> disagreed_from_;
   /// A checkpoint whose copies are being written.

@@ -10,7 +10,7 @@ namespace trainyard {
 /// Made by the first call, quiet below warnings, on the stacks that this build needs; it lives as long as the process.
 inline simgrid::s4u::Engine* simgrid_engine() {
   static char name[] = "trainyard", quiet[] = "--log=root.thresh:warning";
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(TRAINYARD_SANITIZED)
   // AddressSanitizer does not know the stacks that SimGrid swaps, and reports errors where an exception unwound one.
   static char stacks[] = "--cfg=contexts/factory:thread";
   static char* arguments[] = {name, quiet, stacks, nullptr};

@@ -132,6 +132,12 @@ std::string Statement::text(int column) const {
                          : std::string(text, static_cast<std::size_t>(sqlite3_column_bytes(statement_, column)));
 }
 
+std::vector<std::uint8_t> Statement::blob(int column) const {
+  const auto* bytes = static_cast<const std::uint8_t*>(sqlite3_column_blob(statement_, column));
+  if (bytes == nullptr) return {};
+  return {bytes, bytes + sqlite3_column_bytes(statement_, column)};
+}
+
 void Statement::bind(int index, std::int64_t value) {
   if (statement_ != nullptr) connection_->keep(sqlite3_bind_int64(statement_, index, value));
 }
@@ -143,6 +149,12 @@ void Statement::bind(int index, double value) {
 void Statement::bind(int index, const std::optional<std::int64_t>& value) {
   if (value) return bind(index, *value);
   if (statement_ != nullptr) connection_->keep(sqlite3_bind_null(statement_, index));
+}
+
+void Statement::bind(int index, const std::vector<std::uint8_t>& value) {
+  if (statement_ == nullptr) return;
+  const auto* data = value.empty() ? reinterpret_cast<const std::uint8_t*>("") : value.data();
+  connection_->keep(sqlite3_bind_blob64(statement_, index, data, value.size(), SQLITE_TRANSIENT));
 }
 
 void Statement::bind(int index, std::string_view value) {

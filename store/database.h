@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "models/base/status.h"
 
@@ -20,7 +21,7 @@ namespace trainyard::store {
 /// "TrYd": marks our files, also for file(1).
 constexpr std::int32_t kApplicationId = 0x54725964;
 /// Raised with every change of schema.sql.
-constexpr std::int32_t kSchemaVersion = 4;
+constexpr std::int32_t kSchemaVersion = 5;
 
 /// The text of store/schema.sql (embedded at build time).
 const char* schema_text();
@@ -53,6 +54,7 @@ class Statement {
   [[nodiscard]] std::optional<std::int64_t> optional_integer(int column) const;
   [[nodiscard]] double real(int column) const;       // NULL reads as not a number
   [[nodiscard]] std::string text(int column) const;  // NULL reads as ""
+  [[nodiscard]] std::vector<std::uint8_t> blob(int column) const;
 
   /// Ends an execution before its last row, and with it its hold on the database.
   void reset();
@@ -62,6 +64,7 @@ class Statement {
   void bind(int index, const std::optional<std::int64_t>& value);
   void bind(int index, double value);
   void bind(int index, std::string_view value);
+  void bind(int index, const std::vector<std::uint8_t>& value);
   void bind(int index, const std::string& value) { bind(index, std::string_view(value)); }
   void bind(int index, const char* value) { bind(index, std::string_view(value)); }
 

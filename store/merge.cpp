@@ -39,6 +39,7 @@ const RunTable kRunTables[] = {
     {"recoveries", "recovery, start_ns, end_ns, cause, node, lost_work_ns", 1, ", restored_step", 4},
     {"recovery_phases", "recovery, seq, phase, attempt, start_ns, end_ns", 1},
     {"spare_counts", "seq, time_ns, free", 4},
+    {"controller_logs", "config, events, lines", 5},
     {"goodput_bands", "seq, band, duration_ns", 1},
     {"training_steps", "step, loss, grad_norm, start_ns, end_ns", 2},
 };

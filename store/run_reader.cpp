@@ -194,6 +194,16 @@ Result<std::vector<SpareCount>> RunReader::spare_counts(std::int64_t run_id) {
   return counts;
 }
 
+Result<recovery::ControllerLog> RunReader::controller_log(std::int64_t run_id) {
+  recovery::ControllerLog log;
+  if (schema() < 5) return log;
+  Statement row = database_.prepare("SELECT config, lines, events FROM controller_logs WHERE run_id = ?");
+  row.with(run_id);
+  if (row.next()) log = {row.text(0), row.blob(1), row.integer(2)};
+  if (database_.failed()) return database_.problems();
+  return log;
+}
+
 Result<std::vector<GoodputBand>> RunReader::bands(std::int64_t run_id) {
   Statement rows = database_.prepare("SELECT band, duration_ns FROM goodput_bands WHERE run_id = ? ORDER BY seq");
   rows.with(run_id);

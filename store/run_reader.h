@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "models/base/status.h"
+#include "models/recovery/replay.h"
 #include "store/database.h"
 #include "store/run_records.h"
 
@@ -34,6 +35,8 @@ class RunReader {
   Result<std::vector<Recovery>> recoveries(std::int64_t run_id);
   /// Empty also in stores of older versions, which did not keep them.
   Result<std::vector<SpareCount>> spare_counts(std::int64_t run_id);
+  /// Empty for runs without a controller, and those of older versions.
+  Result<recovery::ControllerLog> controller_log(std::int64_t run_id);
   Result<std::vector<GoodputBand>> bands(std::int64_t run_id);
   /// Of an Exec run.
   Result<std::vector<TrainingStep>> training_steps(std::int64_t run_id);

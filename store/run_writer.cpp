@@ -50,7 +50,7 @@ struct RunWriter::State {
   std::unordered_map<std::int64_t, std::int64_t> next_seq;  // of each (class, stream)
 
   Statement insert_class, insert_range, insert_label, find_label, insert_slice, insert_event, insert_recovery,
-      insert_phase, insert_spare_count, insert_band, insert_step;
+      insert_phase, insert_spare_count, insert_log, insert_band, insert_step;
 };
 
 RunWriter::State::State(std::string the_file, RunLock the_lock, Database the_database, const WriterOptions& the_options)
@@ -98,6 +98,7 @@ void RunWriter::State::prepare() {
   insert_recovery = database.prepare("INSERT INTO recoveries VALUES (?, ?, ?, ?, ?, ?, ?, ?)");
   insert_phase = database.prepare("INSERT INTO recovery_phases VALUES (?, ?, ?, ?, ?, ?, ?)");
   insert_spare_count = database.prepare("INSERT INTO spare_counts VALUES (?, ?, ?, ?)");
+  insert_log = database.prepare("INSERT INTO controller_logs VALUES (?, ?, ?, ?)");
   insert_band = database.prepare("INSERT INTO goodput_bands VALUES (?, ?, ?, ?)");
   insert_step = database.prepare("INSERT OR REPLACE INTO training_steps VALUES (?, ?, ?, ?, ?, ?)");
 }
@@ -221,6 +222,11 @@ void RunWriter::add_recovery(const Recovery& r) {
 void RunWriter::add_spare_count(const SpareCount& count) {
   State& s = open_state();
   s.add(1, [&] { s.insert_spare_count.with(run_id_, s.spare_counts++, count.time_ns, count.free).run(); });
+}
+
+void RunWriter::add_controller_log(const recovery::ControllerLog& log) {
+  State& s = open_state();
+  s.add(1, [&] { s.insert_log.with(run_id_, log.config, log.events, log.lines).run(); });
 }
 
 void RunWriter::add_band(const GoodputBand& band) {

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "models/base/status.h"
+#include "models/recovery/replay.h"
 #include "store/run_records.h"
 
 namespace trainyard::store {
@@ -46,6 +47,7 @@ class RunWriter {
   void add_recovery(const Recovery& recovery);
   /// In order of time.
   void add_spare_count(const SpareCount& count);
+  void add_controller_log(const recovery::ControllerLog& log);
   void add_band(const GoodputBand& band);
   void add_training_step(const TrainingStep& step);
 

@@ -186,6 +186,24 @@ CREATE TABLE sweep_cells (
   FOREIGN KEY (sweep_id, variation) REFERENCES sweep_variations (sweep_id, variation) ON DELETE CASCADE
 ) STRICT, WITHOUT ROWID;
 
+-- What the controller of a run was told and what that led to, and how it had been set up: enough to do it all again.
+-- `lines` is text, one line for each event, compressed by zlib: `trainyard run replay RUN --log` prints it.
+CREATE TABLE controller_logs (
+  run_id INTEGER PRIMARY KEY REFERENCES runs (id) ON DELETE CASCADE,
+  config TEXT NOT NULL CHECK (json_valid(config)),
+  events INTEGER NOT NULL,
+  lines BLOB NOT NULL
+) STRICT;
+
+-- Steps that need not be simulated again. `job` is a hash of all that they depend on, the program that simulated them
+-- included; `state` says which parts of the job were slow or elsewhere.
+CREATE TABLE step_times (
+  job TEXT NOT NULL,
+  state TEXT NOT NULL,
+  seconds REAL NOT NULL,
+  PRIMARY KEY (job, state)
+) STRICT, WITHOUT ROWID;
+
 CREATE VIEW named_slices AS
   SELECT s.run_id, s.class, t.name AS stream, l.label, l.category, s.start_ns, s.end_ns,
          s.end_ns - s.start_ns AS duration_ns

@@ -166,6 +166,12 @@ void upgrade_to_4(Database& database) {
   database.execute(schema_statement("CREATE TABLE spare_counts").c_str());
 }
 
+// The controller's log, and steps that need not be simulated again.
+void upgrade_to_5(Database& database) {
+  for (const char* begin : {"CREATE TABLE controller_logs", "CREATE TABLE step_times"})
+    database.execute(schema_statement(begin).c_str());
+}
+
 }  // namespace
 
 void upgrade(Database& database) {
@@ -180,6 +186,7 @@ void upgrade(Database& database) {
   if (version < 2) upgrade_to_2(database);
   if (version < 3) upgrade_to_3(database);
   if (version < 4) upgrade_to_4(database);
+  if (version < 5) upgrade_to_5(database);
   database.execute(fmt::format("PRAGMA user_version = {}", kSchemaVersion).c_str());
   database.execute("COMMIT");
 }

@@ -3,7 +3,7 @@
 
 namespace trainyard::testing {
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(TRAINYARD_SANITIZED)
 inline constexpr bool kSanitized = true;
 #else
 inline constexpr bool kSanitized = false;

@@ -13,10 +13,15 @@ namespace trainyard::kernels {
 
 namespace {
 
+// By the instructions that tell the levels of the x86-64 psABI apart; not every compiler can be asked for those.
 bool supported(const std::string& set) {
 #if defined(__x86_64__)
-  if (set == "v4") return __builtin_cpu_supports("x86-64-v4") != 0;
-  if (set == "v3") return __builtin_cpu_supports("x86-64-v3") != 0;
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+  if (set == "v3") return v3;
+  if (set == "v4")
+    return v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl");
 #endif
   return set == "baseline";
 }

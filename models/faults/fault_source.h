@@ -8,7 +8,8 @@
 //
 // Streams of random numbers belong to a cause (Poisson) or to a node (fleet), and run on the wall clock whatever the
 // world does with its nodes. So two policies with one seed meet the same faults, but for those that depend on what
-// the policy did: a repaired node's refailures, and faults that find their node in repair.
+// the policy did: a repaired node's refailures, and faults that find their node in repair. Nor does the number of
+// spares change what strikes the job's nodes.
 #pragma once
 
 #include <cstddef>

@@ -1,5 +1,7 @@
-// Causes as Poisson processes on the wall clock, each with streams of its own for arrivals, victims and details.
+// Causes as Poisson processes on the wall clock, each with streams of its own for arrivals, victims and details. What
+// strikes spares is a process apart, so that the job's nodes meet the same faults whatever the number of spares.
 #include <cmath>
+#include <string>
 #include <utility>
 
 #include "models/base/check.h"
@@ -11,22 +13,21 @@ namespace trainyard::faults {
 namespace {
 
 constexpr NodeId kNobody = -2;
+constexpr std::int64_t kNoSlot = -1;
 
 class PoissonSource : public FaultSource {
  public:
   PoissonSource(const std::vector<FaultCause>& causes, const FleetShape& shape, std::uint64_t seed) : shape_(shape) {
-    for (NodeId node = 0; node < shape.job_nodes; ++node) owners_.push_back(node);
+    for (NodeId node = 0; node < shape.job_nodes; ++node) {
+      owners_.push_back(node);
+      slots_.push_back(node);
+    }
+    slots_.resize(static_cast<std::size_t>(shape.held_nodes), kNoSlot);
+    in_repair_.resize(static_cast<std::size_t>(shape.held_nodes), false);
+    for (std::size_t i = 0; i < causes.size(); ++i) add(causes[i], i, {0, shape.job_nodes}, seed, "run.fault");
     for (std::size_t i = 0; i < causes.size(); ++i) {
-      Process process{.scope = causes[i].scope,
-                      .mode = causes[i].effective_mode(),
-                      .arrivals = RandomStream(seed, "run.fault.arrivals", i),
-                      .victims = RandomStream(seed, "run.fault.victims", i),
-                      .details = RandomStream(seed, "run.fault.details", i)};
-      const std::int64_t nodes = strikes_spares(process) ? shape.held_nodes : shape.job_nodes;
-      const double per_s = causes[i].rate_per_gpu_hour * static_cast<double>(nodes * shape.gpus_per_node) / 3600;
-      process.mean_s = per_s > 0 ? 1 / per_s : INFINITY;
-      arm(process, 0);
-      processes_.push_back(process);
+      if (causes[i].scope == FaultScope::Gpu || causes[i].scope == FaultScope::Node)
+        add(causes[i], i, {shape.job_nodes, shape.held_nodes}, seed, "run.fault.spares");
     }
   }
 
@@ -38,27 +39,31 @@ class PoissonSource : public FaultSource {
   std::optional<Fault> take() override {
     Process* first = earliest();
     TY_CHECK(first != nullptr, "take() needs a fault that is due");
-    Fault fault{
-        .at_ns = *first->next_ns, .cause = static_cast<std::size_t>(first - processes_.data()), .mode = first->mode};
+    Fault fault{.at_ns = *first->next_ns, .cause = first->cause, .mode = first->mode};
     arm(*first, fault.at_ns);
     draw_details(fault, shape_.gpus_per_node, first->details);
     if (first->scope == FaultScope::Job) return fault;
-    const bool any_held = strikes_spares(*first);
-    const std::uint64_t draw =
-        first->victims.below(static_cast<std::uint64_t>(any_held ? shape_.held_nodes : shape_.job_nodes));
+    const NodeId struck =
+        first->nodes.first + static_cast<NodeId>(first->victims.below(static_cast<std::uint64_t>(size(*first))));
     // Nodes move between job, spares and repair; a fault of the fabric strikes where a rank is.
-    fault.node = any_held ? static_cast<NodeId>(draw) : owners_[draw];
-    if (fault.node == kNobody || in_repair(fault.node)) return std::nullopt;
+    const bool of_nodes = first->scope == FaultScope::Gpu || first->scope == FaultScope::Node;
+    fault.node = of_nodes ? struck : owners_[static_cast<std::size_t>(struck)];
+    if (fault.node == kNobody || in_repair_[static_cast<std::size_t>(fault.node)]) return std::nullopt;
     return fault;
   }
 
   void node_changed(const NodeChange& change) override {
     TY_CHECK(change.node >= 0 && change.node < shape_.held_nodes, "the node is held");
-    for (NodeId& owner : owners_)
-      if (owner == change.node) owner = kNobody;
-    if (change.use == NodeUse::Job) owners_.at(static_cast<std::size_t>(change.slot)) = change.node;
-    if (in_repair_.empty()) in_repair_.resize(static_cast<std::size_t>(shape_.held_nodes), false);
-    in_repair_[static_cast<std::size_t>(change.node)] = change.use == NodeUse::InRepair;
+    const auto node = static_cast<std::size_t>(change.node);
+    if (std::int64_t& slot = slots_[node]; slot != kNoSlot) {
+      if (owners_[static_cast<std::size_t>(slot)] == change.node) owners_[static_cast<std::size_t>(slot)] = kNobody;
+      slot = kNoSlot;
+    }
+    if (change.use == NodeUse::Job) {
+      owners_.at(static_cast<std::size_t>(change.slot)) = change.node;
+      slots_[node] = change.slot;
+    }
+    in_repair_[node] = change.use == NodeUse::InRepair;
   }
 
   std::uint64_t next_draw() override {
@@ -70,6 +75,8 @@ class PoissonSource : public FaultSource {
 
  private:
   struct Process {
+    std::size_t cause = 0;
+    std::pair<NodeId, NodeId> nodes;  // from the first, to before the second; of slots for faults of the fabric
     FaultScope scope = FaultScope::Gpu;
     FaultMode mode = FaultMode::HostCrash;
     RandomStream arrivals, victims, details;
@@ -77,12 +84,21 @@ class PoissonSource : public FaultSource {
     std::optional<std::int64_t> next_ns = {};
   };
 
-  static bool strikes_spares(const Process& process) {
-    return process.scope == FaultScope::Gpu || process.scope == FaultScope::Node;
-  }
+  static std::int64_t size(const Process& process) { return process.nodes.second - process.nodes.first; }
 
-  [[nodiscard]] bool in_repair(NodeId node) const {
-    return !in_repair_.empty() && in_repair_[static_cast<std::size_t>(node)];
+  void add(const FaultCause& cause, std::size_t index, std::pair<NodeId, NodeId> nodes, std::uint64_t seed,
+           const std::string& streams) {
+    Process process{.cause = index,
+                    .nodes = nodes,
+                    .scope = cause.scope,
+                    .mode = cause.effective_mode(),
+                    .arrivals = RandomStream(seed, streams + ".arrivals", index),
+                    .victims = RandomStream(seed, streams + ".victims", index),
+                    .details = RandomStream(seed, streams + ".details", index)};
+    const double per_s = cause.rate_per_gpu_hour * static_cast<double>(size(process) * shape_.gpus_per_node) / 3600;
+    process.mean_s = per_s > 0 ? 1 / per_s : INFINITY;
+    arm(process, 0);
+    processes_.push_back(process);
   }
 
   void arm(Process& process, std::int64_t now_ns) const {
@@ -103,7 +119,8 @@ class PoissonSource : public FaultSource {
 
   FleetShape shape_;
   std::vector<Process> processes_;
-  std::vector<NodeId> owners_;  // of the job's slots
+  std::vector<NodeId> owners_;       // of the job's slots
+  std::vector<std::int64_t> slots_;  // by node
   std::vector<bool> in_repair_;
 };
 

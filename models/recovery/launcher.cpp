@@ -256,8 +256,8 @@ void Launcher::receive(std::int64_t now_ns, const HashReport& report) {
   for (const auto& [node, hash] : found->second.hashes)
     if (const auto slot = controller_.slot_of(node)) votes[*slot % config_.shards].emplace_back(node, hash);
   for (const auto& [shard, its] : votes) {
-    const bool agree =
-        std::all_of(its.begin(), its.end(), [&](const auto& vote) { return vote.second == its.front().second; });
+    const bool agree = std::all_of(its.begin(), its.end(),
+                                   [hash = its.front().second](const auto& vote) { return vote.second == hash; });
     if (!agree) return deliver(now_ns, HashesDiffer{key, its});
   }
   deliver(now_ns, HashesAgree{key});

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "store/database.h"
 #include "store/sweep_store.h"
 #include "tests/cli/yard.h"
 
@@ -32,6 +33,12 @@ json shown(const Yard& yard, const std::string& arguments) {
   INFO(outcome.err);
   REQUIRE(outcome.code == 0);
   return json::parse(outcome.out);
+}
+
+void change(const Yard& yard, const char* sql) {
+  trainyard::store::Database store =
+      std::move(trainyard::store::Database::open(yard.store(), trainyard::store::Access::ReadWrite)).value();
+  REQUIRE(store.execute(sql));
 }
 
 std::size_t lines_of(const std::string& text) {
@@ -279,4 +286,77 @@ TEST_CASE("an interval stands beside the formula's, and choices beside one anoth
   CHECK(advice[1]["told"] == false);
   CHECK(advice[1]["value"].is_null());
   CHECK(contains(advice[1]["text"], "8 seeds cannot tell true and false apart"));
+}
+
+TEST_CASE("a run's controller does the same when its work is done again", "[cli]") {
+  const Yard yard;
+  REQUIRE(yard.run("sim run scenarios/tiny/grok1-a-day.json -q").code == 0);
+  const Outcome replayed = yard.run("run replay latest --json");
+  INFO(replayed.err);
+  REQUIRE(replayed.code == 0);
+  const json same = json::parse(replayed.out);
+  CHECK(same["same"] == true);
+  CHECK(same["events"] > 100);
+  CHECK(same["actions"] > 100);
+
+  const Outcome log = yard.run("run replay latest --log --json");
+  std::istringstream lines(log.out);
+  std::string line;
+  std::size_t events = 0, actions = 0;
+  bool ejects = false;
+  while (std::getline(lines, line)) {
+    const json told = json::parse(line);
+    ++events;
+    actions += told["actions"].size();
+    for (const json& action : told["actions"]) ejects = ejects || contains(action.get<std::string>(), " eject node=");
+  }
+  CHECK(events == same["events"]);
+  CHECK(actions == same["actions"]);
+  CHECK(ejects);
+  CHECK(contains(yard.run("run replay latest --log").out, "-> "));
+
+  const Outcome none = yard.run("run replay 1");  // the step
+  CHECK(none.code == 2);
+  CHECK(contains(none.err, "has no log of a controller"));
+}
+
+TEST_CASE("a controller that does something else is caught, with the event at which it does", "[cli]") {
+  const Yard yard;
+  const std::string run = small_run(yard, R"({"kind": "node_crash", "node": 1, "at_s": 1000})");
+  REQUIRE(yard.run("sim run " + run + " -q").code == 0);
+  change(yard, R"(UPDATE controller_logs SET config = json_set(config, '$.diagnosis_ns', 5000000000))");
+  const Outcome other = yard.run("run replay latest --json");
+  CHECK(other.code == 6);
+  const json report = json::parse(other.out);
+  CHECK(report["same"] == false);
+  CHECK(report["difference"]["time_ns"].get<double>() > 1000e9);
+  CHECK(report["difference"]["actions_now"].size() > 0);
+  CHECK(contains(yard.run("run replay latest").out, "leads to other actions than it did"));
+
+  REQUIRE(yard.run("sim run " + run + " -q").code == 0);
+  REQUIRE(yard.run("run replay latest").code == 0);
+  change(yard, "UPDATE controller_logs SET lines = substr(lines, 1, length(lines) / 2)");
+  const Outcome damaged = yard.run("run replay latest");
+  CHECK(damaged.code == 2);
+  CHECK(contains(damaged.err, "cannot be read"));
+}
+
+TEST_CASE("a step that was simulated for one run is not simulated for the next", "[cli]") {
+  const Yard yard;
+  const std::string run = small_run(yard, R"({"kind": "gpu_slow", "node": 1, "device": 2, "factor": 1.5, "at_s": 100},
+                                             {"kind": "gpu_slow", "node": 0, "device": 3, "factor": 2, "at_s": 900})");
+  const auto simulated = [&](const std::string& options) {
+    const Outcome outcome = yard.run("sim run " + run + " -q --json" + options);
+    INFO(outcome.err);
+    REQUIRE(outcome.code == 0);
+    return json::parse(outcome.out);
+  };
+  const json cold = simulated(""), warm = simulated("");
+  CHECK(cold["memo"]["misses"] > 0);
+  CHECK(warm["memo"]["misses"] == 0);
+  CHECK(warm["memo"]["hits"] == cold["memo"]["hits"].get<int>() + cold["memo"]["misses"].get<int>());
+  CHECK(warm["trace_hash"] == cold["trace_hash"]);
+  CHECK(warm["run"] == cold["run"]);
+  CHECK(simulated(" --unfold")["memo"]["misses"] > 0);  // another way to simulate: not the same answer, perhaps
+  CHECK(simulated(" --no-store")["memo"]["misses"] == cold["memo"]["misses"]);
 }

@@ -81,6 +81,25 @@ TEST_CASE("One cause more moves none of the others") {
   }
 }
 
+TEST_CASE("The job's nodes meet the same faults whatever the number of spares") {
+  const std::vector<FaultCause> causes{cause("gpu", FaultScope::Gpu, 1e-3), cause("link", FaultScope::Network, 1e-3),
+                                       cause("bug", FaultScope::Job, 1e-3), cause("host", FaultScope::Node, 1e-3)};
+  const auto on_the_job = [&](std::int64_t held) {
+    std::vector<Fault> faults = all_of(*make_poisson_source(causes, shape_of(4, held, 5000), 7));
+    std::erase_if(faults, [](const Fault& fault) { return fault.node >= 4; });
+    return faults;
+  };
+  const std::vector<Fault> none = on_the_job(4), many = on_the_job(40);
+  REQUIRE(none.size() > 300);
+  REQUIRE(none.size() == many.size());
+  for (std::size_t i = 0; i < none.size(); ++i) {
+    CHECK(none[i].at_ns == many[i].at_ns);
+    CHECK(none[i].cause == many[i].cause);
+    CHECK(none[i].node == many[i].node);
+    CHECK(none[i].device == many[i].device);
+  }
+}
+
 TEST_CASE("A fault of the fabric strikes whoever holds the slot") {
   const std::vector<FaultCause> causes{cause("link", FaultScope::Network, 1e-2)};
   const auto source = make_poisson_source(causes, shape_of(2, 3, 5000), 7);

@@ -236,7 +236,7 @@ TEST_CASE("FT-HSDP: eleven of twelve replicas go on, 44% becomes 80%") {
   input.policy.repair_median_s = 420;
   input.policy.repair_sigma = 0.01;
   input.policy.checkpoint_interval_s = 3600;
-  input.verify_replay = false;
+  input.keep_log = false;
 
   // By their accounting: a failure every 18 minutes.
   RunInput even = input;

@@ -427,6 +427,26 @@ TEST_CASE("A straggler is replaced at a planned restart, and no work is lost") {
   CHECK(result.effective_training_time > 0.95);
 }
 
+TEST_CASE("A planned restart that falls into a snapshot waits for its end, and takes one more") {
+  RunInput input = small_job();
+  input.step_times = [](const JobState& state) { return StepTime{state.slow.empty() ? 10.0 : 15.0, 100}; };
+  input.policy.checkpoint_stall_s = 600;
+  input.policy.checkpoint_interval_s = 2000;
+  input.policy.stragglers.replace_at_slowdown = 1.2;
+  input.policy.stragglers.patience_s = 300;
+  input.duration_s = 7200;
+  // The first snapshot begins at 2,000 s; a minute and the patience after this the node is to be replaced.
+  for (const double slow_s : {1500.0, 1600.0, 1700.0, 2100.0}) {
+    CAPTURE(slow_s);
+    input.faults.injected = {injected(InjectedKind::GpuSlow, slow_s, 1, std::nullopt, 1.5)};
+    const RunResult result = simulate(input);
+    REQUIRE(result.recoveries.size() == 1);
+    CHECK(result.recoveries[0].ledger.ejected_nodes == std::vector<std::int64_t>{1});
+    CHECK(result.band_s(Band::LostWork) == 0);
+    check_ledgers_equal_bands(result);
+  }
+}
+
 TEST_CASE("A fleet's faults take nodes away for as long as the fleet says") {
   RunInput input = small_job();
   FaultTrace trace;

@@ -103,6 +103,8 @@ TEST_CASE("what is written is read back") {
   CHECK(spares[1].time_ns == 3'615'000'000'000);
   CHECK(spares[1].free == 1);
 
+  CHECK(reader.controller_log(run.id).value() == sample_log());
+
   const auto bands = reader.bands(run.id).value();
   REQUIRE(bands.size() == 4);
   CHECK(bands[3].band == "communicators");

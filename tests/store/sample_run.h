@@ -63,6 +63,8 @@ inline std::vector<Recovery> sample_recoveries() {
 
 inline std::vector<SpareCount> sample_spare_counts() { return {{0, 2}, {3'615'000'000'000, 1}}; }
 
+inline recovery::ControllerLog sample_log() { return {R"({"some":"settings"})", {0x78, 0x00, 0xff}, 3}; }
+
 inline std::vector<GoodputBand> sample_bands() {
   const std::int64_t s = 1'000'000'000;
   return {{"productive", 7000 * s}, {"checkpoint_stall", 69 * s}, {"lost_work", 41 * s}, {"communicators", 90 * s}};
@@ -84,6 +86,7 @@ inline void add_sample(RunWriter& writer) {
   for (const RunEvent& event : sample_events()) writer.add_event(event);
   for (const Recovery& recovery : sample_recoveries()) writer.add_recovery(recovery);
   for (const SpareCount& count : sample_spare_counts()) writer.add_spare_count(count);
+  writer.add_controller_log(sample_log());
   for (const GoodputBand& band : sample_bands()) writer.add_band(band);
 }
 

@@ -1,0 +1,80 @@
+#include "models/base/deflate.h"
+
+#include <array>
+
+#include <zlib.h>
+
+#include "models/base/check.h"
+
+namespace trainyard {
+
+struct Deflater::Stream {
+  z_stream z{};
+  Stream() { TY_CHECK(deflateInit(&z, Z_BEST_SPEED) == Z_OK, "zlib has memory"); }
+  ~Stream() { deflateEnd(&z); }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+};
+
+Deflater::Deflater() : stream_(std::make_shared<Stream>()) {}
+
+void Deflater::add(std::string_view text) { pump(text, Z_NO_FLUSH); }
+
+std::vector<std::uint8_t> Deflater::take() {
+  pump({}, Z_FINISH);
+  return std::move(bytes_);
+}
+
+void Deflater::pump(std::string_view text, int flush) {
+  z_stream& z = stream_->z;
+  z.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(text.data()));  // zlib only reads it
+  z.avail_in = static_cast<uInt>(text.size());
+  std::array<std::uint8_t, 16384> out;
+  do {
+    z.next_out = out.data();
+    z.avail_out = static_cast<uInt>(out.size());
+    deflate(&z, flush);
+    bytes_.insert(bytes_.end(), out.begin(), out.end() - z.avail_out);
+  } while (z.avail_out == 0);
+}
+
+struct Inflater::Stream {
+  z_stream z{};
+  Stream() { TY_CHECK(inflateInit(&z) == Z_OK, "zlib has memory"); }
+  ~Stream() { inflateEnd(&z); }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+};
+
+Inflater::Inflater(const std::vector<std::uint8_t>& bytes) : stream_(std::make_shared<Stream>()) {
+  stream_->z.next_in = const_cast<Bytef*>(bytes.data());  // zlib only reads it
+  stream_->z.avail_in = static_cast<uInt>(bytes.size());
+}
+
+std::optional<std::string> Inflater::line() {
+  std::size_t end = text_.find('\n', next_);
+  while (end == std::string::npos) {
+    if (!refill()) return std::nullopt;
+    end = text_.find('\n', next_);
+  }
+  std::string line = text_.substr(next_, end - next_);
+  next_ = end + 1;
+  return line;
+}
+
+bool Inflater::refill() {
+  if (complete_ || broken_) return false;
+  std::array<char, 65536> out;
+  z_stream& z = stream_->z;
+  z.next_out = reinterpret_cast<Bytef*>(out.data());
+  z.avail_out = static_cast<uInt>(out.size());
+  const int result = inflate(&z, Z_NO_FLUSH);
+  complete_ = result == Z_STREAM_END;
+  broken_ = !complete_ && (result != Z_OK || z.avail_out == out.size());
+  text_.erase(0, next_);
+  next_ = 0;
+  text_.append(out.data(), out.size() - z.avail_out);
+  return !broken_ && (z.avail_out < out.size());
+}
+
+}  // namespace trainyard

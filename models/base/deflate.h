@@ -1,0 +1,45 @@
+// Text that is written line by line and kept compressed (zlib's format).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace trainyard {
+
+class Deflater {
+ public:
+  Deflater();
+  void add(std::string_view text);
+  /// All that was added, compressed. Nothing can be added afterwards.
+  std::vector<std::uint8_t> take();
+
+ private:
+  struct Stream;
+  void pump(std::string_view text, int flush);
+  std::shared_ptr<Stream> stream_;
+  std::vector<std::uint8_t> bytes_;
+};
+
+class Inflater {
+ public:
+  /// `bytes` outlives this.
+  explicit Inflater(const std::vector<std::uint8_t>& bytes);
+  /// The next line, without its end; none at the end, and where the bytes are not what a Deflater gave.
+  std::optional<std::string> line();
+  /// The end was reached, and nothing was wrong.
+  [[nodiscard]] bool complete() const { return complete_ && next_ == text_.size(); }
+
+ private:
+  struct Stream;
+  bool refill();
+  std::shared_ptr<Stream> stream_;
+  std::string text_;  // uncompressed, from next_ on not given out yet
+  std::size_t next_ = 0;
+  bool complete_ = false, broken_ = false;
+};
+
+}  // namespace trainyard

@@ -45,12 +45,11 @@ struct Options {
 // One line for each step: rewritten on a terminal, every two seconds elsewhere, or as JSON.
 class Live {
  public:
-  Live(const Context& context, const Scenario& scenario, std::int64_t first_step)
+  Live(const Context& context, const Scenario& scenario)
       : mode_(context.quiet ? "none" : context.progress),
         terminal_(isatty(STDERR_FILENO) != 0),
         tokens_(static_cast<double>(scenario.plan.global_batch * scenario.plan.sequence_length)),
-        steps_(scenario.training->steps),
-        first_step_(first_step) {}
+        steps_(scenario.training->steps) {}
   ~Live() { end_line(); }
 
   void step(const exec::StepReport& step) {
@@ -92,7 +91,7 @@ class Live {
   std::string mode_;
   bool terminal_, open_ = false;
   double tokens_;
-  std::int64_t steps_, first_step_;
+  std::int64_t steps_;
   std::int64_t begin_ns_ = 0, end_ns_ = 0, busy_ns_ = 0, shown_ns_ = 0;
 };
 
@@ -207,7 +206,7 @@ int train(const Options& options, const Context& context) {
   job.text_id = text_id(corpus.value());
   job.gloo = options.communicator == "gloo";
   const std::int64_t first = start.state ? start.state->manifest().step : 0;
-  Live live(context, scenario, first);
+  Live live(context, scenario);
   live.note(fmt::format("seed {}, commit {}, {} of {} parameters on {} rank{}, {} of text{}", scenario.seed,
                         commit_id(), scenario.model.name, format_count(parameter_count(scenario.model)),
                         scenario.plan.ranks(), scenario.plan.ranks() == 1 ? "" : "s",

@@ -208,8 +208,10 @@ json make_report(const Job& job, const Simulated& simulated) {
   }
   if (!simulated.runs.empty()) {
     out["run"] = out["policies"][0];
-    out["memo"] = {
-        {"hits", simulated.memo.hits}, {"misses", simulated.memo.misses}, {"miss_wall_s", simulated.memo.miss_wall_s}};
+    out["memo"] = {{"hits", simulated.memo.hits},
+                   {"misses", simulated.memo.misses},
+                   {"miss_wall_s", simulated.memo.miss_wall_s},
+                   {"step_known", simulated.memo.step_known}};
   }
   out["host"] = {{"wall_s", simulated.wall_s}, {"peak_rss_bytes", simulated.peak_rss_bytes}};
   out["trace_hash"] = fmt::format("{:016x}", hash);
@@ -435,6 +437,8 @@ std::string report_text(const json& report) {
   if (report.contains("memo"))
     out += fmt::format("; {} step state{}, {} seen again", report["memo"]["misses"].get<int>(),
                        report["memo"]["misses"] == 1 ? "" : "s", report["memo"]["hits"].get<int>());
+  if (report.contains("memo") && report["memo"].value("step_known", false))
+    out += "; the step is known from a run before";
   out += fmt::format("\nin {}, {}   trace {}\n", format_duration(report["host"]["wall_s"]),
                      format_bytes(report["host"]["peak_rss_bytes"]), report["trace_hash"].get<std::string>());
   return out;

@@ -151,12 +151,12 @@ Problems simulate_step_of(const Job& job, const SimulationOptions& options, Step
   const bool only_step = job.scenario.duration_s <= 0;
   const std::vector<InjectedFault>& injected = job.scenario.faults.injected;
   if (Problems problems = recorder.begin(store::RunKind::Step, job.scenario.name); !problems.empty()) return problems;
-  Result<StepResult> step = memo.simulate(only_step ? injected : std::vector<InjectedFault>{}, options.timeline);
+  const bool degraded = only_step && !injected.empty();
+  Result<StepResult> step = degraded ? memo.simulate(injected, options.timeline) : memo.healthy(options.timeline);
   if (!step) return step.problems();
   out.step = std::move(step).value();
-  memo.set_healthy(out.step);
-  if (only_step && !injected.empty()) {
-    Result<StepResult> healthy = memo.simulate({}, false);
+  if (degraded) {
+    Result<StepResult> healthy = memo.healthy(false);
     if (!healthy) return healthy.problems();
     out.healthy = std::move(healthy).value();
   }

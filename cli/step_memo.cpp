@@ -55,6 +55,22 @@ Result<StepResult> StepMemo::simulate(const std::vector<InjectedFault>& degradat
   return simulate(job_.scenario.cluster, step);
 }
 
+Result<StepResult> StepMemo::healthy(bool timeline) {
+  if (stored_ && !timeline) {
+    if (std::optional<StepResult> known = step_result_from(stored_->healthy_step())) {
+      use_.step_known = true;
+      known->fold_wall_s = known->simulate_wall_s = 0;
+      healthy_ = of(*known);
+      return std::move(*known);
+    }
+  }
+  Result<StepResult> step = simulate({}, timeline);
+  if (!step) return step;
+  healthy_ = of(step.value());
+  if (stored_ && !timeline && !stop_requested()) stored_->add_healthy_step(to_bytes(step.value()));
+  return step;
+}
+
 Result<StepResult> StepMemo::simulate(const ClusterSpec& cluster, StepOptions step) {
   Progress progress("simulating a step", 1, options_.progress);
   step.on_wait = [&progress] { progress.tick(); };

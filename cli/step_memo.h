@@ -28,17 +28,19 @@ struct MemoUse {
   /// Questions about a step whose answer was known, and those that were simulated.
   std::int64_t hits = 0, misses = 0;
   double miss_wall_s = 0;
+  /// The step where nothing is degraded was known from an earlier process.
+  bool step_known = false;
 };
 
 class StepMemo {
  public:
   StepMemo(const Job& job, StepMemoOptions options, MemoUse& use);
 
-  /// Simulates a step; nothing is remembered.
+  /// Simulates a step under faults that begin in it; nothing is remembered.
   Result<StepResult> simulate(const std::vector<InjectedFault>& degradations, bool timeline);
 
-  /// What the step takes in a run where nothing is degraded. Before the first time_of().
-  void set_healthy(const StepResult& step) { healthy_ = of(step); }
+  /// The step of a run where nothing is degraded. Before the first time_of().
+  Result<StepResult> healthy(bool timeline);
 
   /// For the run simulator: never the healthy time in place of a state that was not simulated.
   StepTime time_of(const JobState& state);

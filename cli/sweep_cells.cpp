@@ -194,9 +194,7 @@ Problems simulate(const Sweep& sweep, const Job& job, const SweepSimulation& opt
   MemoUse use;
   StepMemo memo(job, {false, true, options.progress, false, options.store_file}, use);
   if (Problems problems = check_inputs(sweep, job, memo); !problems.empty()) return problems;
-  const Result<StepResult> step = memo.simulate({}, false);
-  if (!step) return step.problems();
-  memo.set_healthy(step.value());
+  if (const Result<StepResult> step = memo.healthy(false); !step) return step.problems();
   Progress progress("simulating cells", missing.size(), options.progress);
   for (std::size_t begin = 0; begin < missing.size(); begin += kBatch) {
     const std::vector<SweepCells::Key> batch(

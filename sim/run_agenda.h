@@ -3,6 +3,9 @@
 // Simulated time is kept in int64 nanoseconds beside SimGrid's double seconds: an entry made
 // for t runs at exactly t, so that durations add up without rounding and traces hash alike.
 // Zero is when the agenda was made, whatever SimGrid's clock says then.
+//
+// While nothing else happens in SimGrid, its clock need not follow: entries run one after the other, and it catches up
+// once something is under way there.
 #pragma once
 
 #include <cstdint>
@@ -18,12 +21,19 @@ namespace trainyard {
 class Agenda {
  public:
   using Task = std::function<void()>;
-  /// Called before each entry runs, with its time (never less than the last one given).
-  using Advance = std::function<void(std::int64_t now_ns)>;
+  struct World {
+    /// Called before each entry runs, with its time (never less than the last one given).
+    std::function<void(std::int64_t now_ns)> advance;
+    /// Called after each.
+    Task after;
+    /// Nothing is under way in SimGrid but this agenda ...
+    std::function<bool()> idle;
+    /// ... and what ends the run.
+    std::int64_t end_ns = 0;
+  };
 
-  /// Starts the actor as a daemon on the host: it ends with the simulation. `after` is called after each entry. Not
-  /// movable.
-  Agenda(const std::string& name, simgrid::s4u::Host* host, Advance advance, Task after);
+  /// Starts the actor as a daemon on the host: it ends with the simulation. Not movable.
+  Agenda(const std::string& name, simgrid::s4u::Host* host, World world);
   Agenda(const Agenda&) = delete;
   Agenda& operator=(const Agenda&) = delete;
 
@@ -44,12 +54,12 @@ class Agenda {
   /// True once the clock stands at `at_ns`; false when an earlier entry came meanwhile.
   bool sleep_until(std::int64_t at_ns);
 
-  Advance advance_;
-  Task after_;
+  World world_;
   const double origin_s_ = simgrid::s4u::Engine::get_clock();
   std::vector<Entry> entries_;  // a heap
   std::int64_t next_order_ = 0;
-  bool working_ = false;  // looks at its entries again before it sleeps
+  std::int64_t last_ns_ = 0;  // of the entry that ran last
+  bool working_ = false;      // looks at its entries again before it sleeps
   simgrid::s4u::SemaphorePtr wake_ = simgrid::s4u::Semaphore::create(0);
 };
 

@@ -46,7 +46,7 @@ void RunWorld::begin_snapshot(std::int64_t step) {
 }
 
 void RunWorld::move(StorageTraffic::Way way, double bytes, std::function<void()> done) {
-  storage_.move(way, bytes, [this, done = std::move(done)] {
+  storage_.move(way, bytes, now_ns_, [this, done = std::move(done)] {
     done();
     control();
   });

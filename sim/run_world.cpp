@@ -98,8 +98,9 @@ RunWorld::RunWorld(const RunInput& input, sg4::Host* host)
           checkpoint_interval_s(input),
           mean_time_between_failures_s(failures_per_gpu_hour(input), input.job_nodes * input.cluster.gpus_per_node))),
       controller_(controller_config_),
-      agenda_(
-          "world", host, [this](std::int64_t at_ns) { advance(at_ns); }, [this] { control(); }),
+      agenda_("world", host,
+              {[this](std::int64_t at_ns) { advance(at_ns); }, [this] { control(); },
+               [this] { return begun_ && storage_.idle(); }, duration_ns_}),
       storage_(host, input.cluster, input.job_nodes, input.policy.checkpoints.drain_share,
                [this](std::int64_t at_ns) { advance(at_ns); }),
       symptom_draws_(input.seed, "run.symptoms"),
@@ -138,6 +139,7 @@ RunWorld::RunWorld(const RunInput& input, sg4::Host* host)
     arm_source();
     for (std::size_t i = 0; i < input_.faults.injected.size(); ++i) arm_injected(i);
     control();
+    begun_ = true;
     sg4::this_actor::sleep_for(input_.duration_s);
     advance(duration_ns_);
   });

@@ -182,6 +182,7 @@ class RunWorld {
   std::deque<recovery::Event> inbox_;
 
   Agenda agenda_;
+  bool begun_ = false;  // all that is known from the start is on the agenda
   StorageTraffic storage_;
 
   std::unique_ptr<faults::FaultSource> source_;

@@ -65,15 +65,17 @@ class Reader {
   explicit Reader(const std::vector<std::uint8_t>& bytes) : bytes_(bytes) {}
   template <class T>
   void get(T& value) {
-    TY_CHECK(at_ + sizeof value <= bytes_.size(), "a simulation process sends a whole result");
-    std::memcpy(&value, bytes_.data() + at_, sizeof value);
-    at_ += sizeof value;
+    if (has(sizeof value)) std::memcpy(&value, bytes_.data() + at_, sizeof value);
+    at_ += fine_ ? sizeof value : 0;
   }
   template <class T>
   void get_list(std::vector<T>& values) {
     std::size_t size = 0;
     get(size);
-    TY_CHECK(at_ + size * sizeof(T) <= bytes_.size(), "a simulation process sends a whole result");
+    if (size > bytes_.size() || !has(size * sizeof(T))) {
+      fine_ = false;
+      return;
+    }
     values.resize(size);
     if (size > 0) std::memcpy(values.data(), bytes_.data() + at_, size * sizeof(T));
     at_ += size * sizeof(T);
@@ -83,10 +85,15 @@ class Reader {
     get_list(chars);
     return {chars.begin(), chars.end()};
   }
+  /// All was there, and nothing else.
+  [[nodiscard]] bool complete() const { return fine_ && at_ == bytes_.size(); }
 
  private:
+  bool has(std::size_t size) { return fine_ = fine_ && bytes_.size() - at_ >= size; }
+
   const std::vector<std::uint8_t>& bytes_;
   std::size_t at_ = 0;
+  bool fine_ = true;
 };
 
 // The numbers of a result that have a fixed size, visited alike in both directions.
@@ -105,16 +112,40 @@ void numbers(Step& step, Visit visit) {
   visit(step.trace_hash);
 }
 
-std::vector<std::uint8_t> to_bytes(const Result<StepResult>& result) {
+// A child's answer: whether it is well, then the step or what is wrong.
+std::vector<std::uint8_t> answer(const Result<StepResult>& result) {
   std::vector<std::uint8_t> out;
-  put(out, result.ok());
-  if (!result.ok()) {
-    const Problem& problem = result.problems().front();
-    put_text(out, problem.rule);
-    put_text(out, problem.fix);
-    return out;
+  if (result.ok()) {
+    out = to_bytes(result.value());
+  } else {
+    put_text(out, result.problems().front().rule);
+    put_text(out, result.problems().front().fix);
   }
-  const StepResult& step = result.value();
+  put(out, result.ok());
+  return out;
+}
+
+Result<StepResult> result_from(std::vector<std::uint8_t> bytes) {
+  TY_CHECK(!bytes.empty(), "a simulation process sends a whole result");
+  const bool ok = bytes.back() != 0;
+  bytes.pop_back();
+  if (ok) {
+    std::optional<StepResult> step = step_result_from(bytes);
+    TY_CHECK(step.has_value(), "a simulation process sends a whole result");
+    return std::move(*step);
+  }
+  Reader reader(bytes);
+  Problem problem;
+  problem.rule = reader.text();
+  problem.fix = reader.text();
+  problem.kind = ProblemKind::Infeasible;
+  return problem;
+}
+
+}  // namespace
+
+std::vector<std::uint8_t> to_bytes(const StepResult& step) {
+  std::vector<std::uint8_t> out;
   numbers(step, [&](const auto& value) { put(out, value); });
   put_text(out, step.communicator_error);
   put_list(out, step.classes);
@@ -122,36 +153,26 @@ std::vector<std::uint8_t> to_bytes(const Result<StepResult>& result) {
   return out;
 }
 
-Result<StepResult> from_bytes(const std::vector<std::uint8_t>& bytes) {
+std::optional<StepResult> step_result_from(const std::vector<std::uint8_t>& bytes) {
   Reader reader(bytes);
-  bool ok = false;
-  reader.get(ok);
-  if (!ok) {
-    Problem problem;
-    problem.rule = reader.text();
-    problem.fix = reader.text();
-    problem.kind = ProblemKind::Infeasible;
-    return problem;
-  }
   StepResult step;
   numbers(step, [&](auto& value) { reader.get(value); });
   step.communicator_error = reader.text();
   reader.get_list(step.classes);
   reader.get_list(step.slices);
+  if (!reader.complete()) return std::nullopt;
   return step;
 }
-
-}  // namespace
 
 Result<StepResult> simulate_step(const StepProgram& program, const ClusterSpec& cluster, const CostModel& cost,
                                  const StepOptions& options) {
   Bytes bytes;
   ChildWork work;
-  work.work = [&](std::size_t, const Ask&) { return to_bytes(simulate_step_here(program, cluster, cost, options)); };
+  work.work = [&](std::size_t, const Ask&) { return answer(simulate_step_here(program, cluster, cost, options)); };
   work.on_result = [&](std::size_t, const Bytes& result) { bytes = result; };
   work.on_wait = options.on_wait;
   if (const Problems problems = in_children(work); !problems.empty()) return problems;
-  return from_bytes(bytes);
+  return result_from(std::move(bytes));
 }
 
 }  // namespace trainyard

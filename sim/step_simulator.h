@@ -9,6 +9,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -85,6 +86,10 @@ struct StepResult {
   double fold_wall_s = 0, simulate_wall_s = 0;
   std::uint64_t trace_hash = 0;
 };
+
+/// Plain memory, for another process of the same program. What to_bytes() did not give reads as none.
+std::vector<std::uint8_t> to_bytes(const StepResult& step);
+std::optional<StepResult> step_result_from(const std::vector<std::uint8_t>& bytes);
 
 /// Simulates one step in a forked child (SimGrid allows one simulation per process). A deadlock is a problem that names
 /// the ops that wait.

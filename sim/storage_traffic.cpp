@@ -1,5 +1,6 @@
 #include "sim/storage_traffic.h"
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <utility>
@@ -33,8 +34,12 @@ void StorageTraffic::add_disk(const std::string& name, double read, double write
   if (out && read > 0) lane(*out).disk = disk;
 }
 
-void StorageTraffic::move(Way way, double bytes, Task done) {
-  lane(way).loads.push_back({bytes, std::move(done)});
+bool StorageTraffic::idle() const {
+  return std::all_of(lanes_.begin(), lanes_.end(), [](const Lane& its) { return its.loads.empty(); });
+}
+
+void StorageTraffic::move(Way way, double bytes, std::int64_t at_ns, Task done) {
+  lane(way).loads.push_back({bytes, at_ns, std::move(done)});
   lane(way).wake->release();
 }
 
@@ -55,9 +60,20 @@ void StorageTraffic::remote_down(bool down) {
   }
 }
 
+/// The first load may be another one after each sleep.
+void StorageTraffic::wait_for_start(Lane& its) {
+  while (!its.loads.empty()) {
+    const double left_s =
+        static_cast<double>(its.loads.front().at_ns) / kNsPerS - (sg4::Engine::get_clock() - origin_s_);
+    if (left_s < 0.5e-9) return;
+    sg4::this_actor::sleep_for(left_s);
+  }
+}
+
 void StorageTraffic::work(Lane& its) {
   for (;;) {
     its.wake->acquire();
+    wait_for_start(its);
     if (its.loads.empty() || its.paused) continue;
     if (its.disk != nullptr && its.loads.front().bytes >= 1) {
       const auto size = static_cast<sg_size_t>(std::llround(its.loads.front().bytes));
@@ -70,9 +86,10 @@ void StorageTraffic::work(Lane& its) {
       }
       its.moving = nullptr;
     }
+    const std::int64_t at_ns = its.loads.front().at_ns;
     const Task done = std::move(its.loads.front().done);
     its.loads.pop_front();
-    advance_(to_ns(sg4::Engine::get_clock() - origin_s_));
+    advance_(std::max(at_ns, to_ns(sg4::Engine::get_clock() - origin_s_)));
     done();
   }
 }

@@ -27,9 +27,11 @@ class StorageTraffic {
   StorageTraffic(const StorageTraffic&) = delete;
   StorageTraffic& operator=(const StorageTraffic&) = delete;
 
-  /// Moves the bytes of the whole job after what is on the same way already, then runs the task; at once where the
-  /// cluster has no bandwidth for it.
-  void move(Way way, double bytes, Task done);
+  /// From `at_ns` on, which SimGrid's clock may not have reached, moves the bytes of the whole job after what is on the
+  /// same way already, then runs the task; at once where the cluster has no bandwidth for it.
+  void move(Way way, double bytes, std::int64_t at_ns, Task done);
+  /// Nothing is to be moved.
+  [[nodiscard]] bool idle() const;
   /// Nothing that is on its way will be done.
   void abandon();
   /// The remote store answers nobody: what it was doing begins anew when it is back.
@@ -38,6 +40,7 @@ class StorageTraffic {
  private:
   struct Load {
     double bytes = 0;
+    std::int64_t at_ns = 0;
     Task done;
   };
   struct Lane {
@@ -52,6 +55,7 @@ class StorageTraffic {
   Lane& lane(Way way) { return lanes_[static_cast<std::size_t>(way)]; }
   void add_disk(const std::string& name, double read, double write, Way in, std::optional<Way> out);
   void work(Lane& lane);
+  void wait_for_start(Lane& lane);
 
   simgrid::s4u::Host* host_;
   Advance advance_;

@@ -204,6 +204,12 @@ CREATE TABLE step_times (
   PRIMARY KEY (job, state)
 ) STRICT, WITHOUT ROWID;
 
+-- The same of whole steps where all is well: `result` is for the program that wrote it alone.
+CREATE TABLE healthy_steps (
+  job TEXT PRIMARY KEY,
+  result BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+
 CREATE VIEW named_slices AS
   SELECT s.run_id, s.class, t.name AS stream, l.label, l.category, s.start_ns, s.end_ns,
          s.end_ns - s.start_ns AS duration_ns

@@ -35,4 +35,14 @@ void StepTimes::add(const std::string& state, double seconds) {
       .run();
 }
 
+std::vector<std::uint8_t> StepTimes::healthy_step() {
+  Statement row = database_.prepare("SELECT result FROM healthy_steps WHERE job = ?");
+  row.with(job_);
+  return row.next() ? row.blob(0) : std::vector<std::uint8_t>();
+}
+
+void StepTimes::add_healthy_step(const std::vector<std::uint8_t>& result) {
+  database_.prepare("INSERT OR REPLACE INTO healthy_steps (job, result) VALUES (?, ?)").with(job_, result).run();
+}
+
 }  // namespace trainyard::store

@@ -3,8 +3,10 @@
 // A cache and nothing else. What cannot be read or written is simulated again.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "models/base/status.h"
 #include "store/database.h"
@@ -20,6 +22,10 @@ class StepTimes {
   [[nodiscard]] const std::map<std::string, double>& known() const { return known_; }
   /// Committed on return. After a first failure it does nothing.
   void add(const std::string& state, double seconds);
+
+  /// The step in which nothing is slow, as plain memory; empty: not known.
+  std::vector<std::uint8_t> healthy_step();
+  void add_healthy_step(const std::vector<std::uint8_t>& result);
 
  private:
   StepTimes(Database database, std::string job) : database_(std::move(database)), job_(std::move(job)) {}

@@ -168,7 +168,7 @@ void upgrade_to_4(Database& database) {
 
 // The controller's log, and steps that need not be simulated again.
 void upgrade_to_5(Database& database) {
-  for (const char* begin : {"CREATE TABLE controller_logs", "CREATE TABLE step_times"})
+  for (const char* begin : {"CREATE TABLE controller_logs", "CREATE TABLE step_times", "CREATE TABLE healthy_steps"})
     database.execute(schema_statement(begin).c_str());
 }
 

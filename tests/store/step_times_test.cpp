@@ -37,6 +37,17 @@ TEST_CASE("a step time is there for the next process, to the last bit, and for i
   CHECK(RunReader::open(file).value().runs().value().empty());
 }
 
+TEST_CASE("the step where nothing is slow is kept whole") {
+  const TempDir dir;
+  const std::string file = dir.file("s.sqlite");
+  StepTimes times = open_times(file, "a");
+  CHECK(times.healthy_step().empty());
+  const std::vector<std::uint8_t> bytes{0, 255, 0, 10};
+  times.add_healthy_step(bytes);
+  CHECK(open_times(file, "a").healthy_step() == bytes);
+  CHECK(open_times(file, "b").healthy_step().empty());
+}
+
 TEST_CASE("a step time that somebody spoilt is as good as none") {
   const TempDir dir;
   const std::string file = dir.file("s.sqlite");

@@ -1,5 +1,6 @@
 #include "sim/run_result.h"
 
+#include <cstring>
 #include <utility>
 
 #include <nlohmann/json.hpp>
@@ -28,12 +29,6 @@ static void from_json(const nlohmann::json& json, ControllerLog& log) {
 
 }  // namespace recovery
 
-static void to_json(nlohmann::json& json, const RunEvent& event) {
-  json = {event.time_ns, static_cast<int>(event.kind), event.node, event.text};
-}
-static void from_json(const nlohmann::json& json, RunEvent& event) {
-  event = {json.at(0), static_cast<RunEventKind>(json.at(1).get<int>()), json.at(2), json.at(3)};
-}
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(CauseCount, name, failures, spare_failures)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(RunRecovery, ledger, causes, lost_work_s)
 static void to_json(nlohmann::json& json, const SpareCount& count) { json = {count.time_ns, count.free}; }
@@ -48,8 +43,39 @@ struct Fields : RunResult {
                                  mean_time_between_failures_s, failures, spare_failures, by_cause, recoveries, band_ns,
                                  effective_training_time, checkpoints, steps_committed, steps_done, pages, replicas,
                                  fewest_replicas, corruptions, corruptions_found, corrupted_training_ns, waiting_for,
-                                 spares, events, trace_hash, log, next_draw)
+                                 spares, trace_hash, log, next_draw)
 };
+
+// Months have half a million events: numbers as plain memory, which crosses from one process to another of the same
+// program, and all texts as one.
+constexpr std::size_t kNumbers = 3;
+
+nlohmann::json packed(const std::vector<RunEvent>& events) {
+  std::vector<std::uint8_t> numbers(events.size() * kNumbers * sizeof(std::int64_t));
+  std::string texts;
+  for (std::size_t i = 0; i < events.size(); ++i) {
+    const RunEvent& its = events[i];
+    const std::int64_t values[kNumbers] = {its.time_ns, static_cast<std::int64_t>(its.kind), its.node};
+    std::memcpy(numbers.data() + i * sizeof values, values, sizeof values);
+    texts.append(its.text).push_back('\0');
+  }
+  return {nlohmann::json::binary(std::move(numbers)), std::move(texts)};
+}
+
+std::vector<RunEvent> unpacked(const nlohmann::json& json) {
+  const std::vector<std::uint8_t>& numbers = json.at(0).get_binary();
+  const auto& texts = json.at(1).get_ref<const std::string&>();
+  std::int64_t values[kNumbers];
+  std::vector<RunEvent> events(numbers.size() / sizeof values);
+  std::size_t text = 0;
+  for (std::size_t i = 0; i < events.size(); ++i) {
+    std::memcpy(values, numbers.data() + i * sizeof values, sizeof values);
+    const std::size_t end = texts.find('\0', text);
+    events[i] = {values[0], static_cast<RunEventKind>(values[1]), values[2], texts.substr(text, end - text)};
+    text = end + 1;
+  }
+  return events;
+}
 
 }  // namespace
 
@@ -109,12 +135,14 @@ void to_json(nlohmann::json& json, const RunResult& result) {
   Fields fields;
   static_cast<RunResult&>(fields) = result;
   nlohmann::to_json(json, fields);
+  json["events"] = packed(result.events);
 }
 
 void from_json(const nlohmann::json& json, RunResult& result) {
   Fields fields;
   nlohmann::from_json(json, fields);
   result = static_cast<RunResult&>(fields);
+  result.events = unpacked(json.at("events"));
 }
 
 }  // namespace trainyard

@@ -146,7 +146,8 @@ struct RunResult {
   bool operator==(const RunResult&) const = default;
 };
 
-/// Complete and exact in both directions in CBOR; field names are those of the struct.
+/// Complete and exact in both directions in CBOR, between processes of one program; field names are those of the
+/// struct.
 void to_json(nlohmann::json& json, const RunResult& result);
 void from_json(const nlohmann::json& json, RunResult& result);
 

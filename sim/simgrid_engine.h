@@ -1,6 +1,7 @@
 // SimGrid's engine: one in a process.
 #pragma once
 
+#include <csignal>
 #include <iterator>
 
 #include <simgrid/s4u.hpp>
@@ -18,7 +19,11 @@ inline simgrid::s4u::Engine* simgrid_engine() {
   static char* arguments[] = {name, quiet, nullptr};
 #endif
   static int count = static_cast<int>(std::size(arguments)) - 1;
-  return simgrid::s4u::Engine::get_instance(&count, arguments);
+  // SimGrid would answer Ctrl-C with words of its own.
+  const auto answer = std::signal(SIGINT, SIG_DFL);
+  simgrid::s4u::Engine* engine = simgrid::s4u::Engine::get_instance(&count, arguments);
+  std::signal(SIGINT, answer);
+  return engine;
 }
 
 }  // namespace trainyard

@@ -1,12 +1,11 @@
 #include "cli/plan_lock.h"
 
-#include <xxhash.h>
-
 #include <filesystem>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "cli/job_identity.h"
 #include "cli/output_file.h"
 #include "models/spec/json_reader.h"
 
@@ -17,13 +16,11 @@ namespace {
 namespace fs = std::filesystem;
 using json = nlohmann::ordered_json;
 
-std::string hash(const std::string& text) { return fmt::format("{:016x}", XXH3_64bits(text.data(), text.size())); }
-
 // With sorted keys, so that only what a profile says counts.
 Result<std::string> hash_file(const std::string& file) {
   const Result<nlohmann::json> read = read_json_file(file);
   if (!read) return read.problems();
-  return hash(read.value().dump());
+  return short_hash(read.value().dump());
 }
 
 std::string key_of(const std::string& job_file) { return fs::path(job_file).filename().string(); }
@@ -105,8 +102,9 @@ Result<PlanHashes> hash_plan(const Scenario& scenario, const StepProgram& progra
   if (!hardware) return hardware.problems();
   if (!stack) return stack.problems();
   const Scenario::Written& written = scenario.written;
-  return PlanHashes{hash(written.model), hash(written.plan), hash(written.cluster),
-                    hardware.value(),    stack.value(),      hash(dump(program))};
+  return PlanHashes{
+      short_hash(written.model), short_hash(written.plan), short_hash(written.cluster), hardware.value(), stack.value(),
+      short_hash(dump(program))};
 }
 
 std::string lock_file_of(const std::string& job_file) {

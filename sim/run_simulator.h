@@ -1,9 +1,9 @@
 // The run simulator: weeks of training at job level, with failures.
 //
-// SimGrid actors play the job's cluster, the fault injector, the repair shop, storage, the
-// controller's timers and the controller itself, which is the very code of models/recovery,
-// fed through its events. Between changes of state the job's progress advances at 1/T(state),
-// so nothing costs per step or per heartbeat. Conventions:
+// One SimGrid actor goes through what happens to the job's cluster, others move what storage
+// moves. The controller is the very code of models/recovery, fed through its events. Between
+// changes of state the job's progress advances at 1/T(state), so nothing costs per step or per
+// heartbeat. Conventions:
 //
 // - Random faults arrive as Poisson processes on the wall clock over the nodes that the job
 //   holds (spares too, for causes of scope Gpu and Node), during recoveries as well.

@@ -16,7 +16,8 @@ struct Deflater::Stream {
   Stream& operator=(const Stream&) = delete;
 };
 
-Deflater::Deflater() : stream_(std::make_shared<Stream>()) {}
+Deflater::Deflater() : stream_(std::make_unique<Stream>()) {}
+Deflater::~Deflater() = default;
 
 void Deflater::add(std::string_view text) { pump(text, Z_NO_FLUSH); }
 
@@ -46,10 +47,12 @@ struct Inflater::Stream {
   Stream& operator=(const Stream&) = delete;
 };
 
-Inflater::Inflater(const std::vector<std::uint8_t>& bytes) : stream_(std::make_shared<Stream>()) {
+Inflater::Inflater(const std::vector<std::uint8_t>& bytes) : stream_(std::make_unique<Stream>()) {
   stream_->z.next_in = const_cast<Bytef*>(bytes.data());  // zlib only reads it
   stream_->z.avail_in = static_cast<uInt>(bytes.size());
 }
+
+Inflater::~Inflater() = default;
 
 std::optional<std::string> Inflater::line() {
   std::size_t end = text_.find('\n', next_);

@@ -10,9 +10,11 @@
 
 namespace trainyard {
 
+/// Not movable.
 class Deflater {
  public:
   Deflater();
+  ~Deflater();
   void add(std::string_view text);
   /// All that was added, compressed. Nothing can be added afterwards.
   std::vector<std::uint8_t> take();
@@ -20,14 +22,16 @@ class Deflater {
  private:
   struct Stream;
   void pump(std::string_view text, int flush);
-  std::shared_ptr<Stream> stream_;
+  std::unique_ptr<Stream> stream_;
   std::vector<std::uint8_t> bytes_;
 };
 
+/// Not movable.
 class Inflater {
  public:
   /// `bytes` outlives this.
   explicit Inflater(const std::vector<std::uint8_t>& bytes);
+  ~Inflater();
   /// The next line, without its end; none at the end, and where the bytes are not what a Deflater gave.
   std::optional<std::string> line();
   /// The end was reached, and nothing was wrong.
@@ -36,7 +40,7 @@ class Inflater {
  private:
   struct Stream;
   bool refill();
-  std::shared_ptr<Stream> stream_;
+  std::unique_ptr<Stream> stream_;
   std::string text_;  // uncompressed, from next_ on not given out yet
   std::size_t next_ = 0;
   bool complete_ = false, broken_ = false;

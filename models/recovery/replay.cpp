@@ -226,10 +226,12 @@ constexpr std::int64_t kMostSteps = 100'000'000;
 // What the event leads to; a range of steps told one by one, if so asked.
 std::vector<Action> told(Controller& controller, std::int64_t at_ns, const Event& event, bool step_by_step) {
   const auto* steps = std::get_if<StepsDone>(&event);
-  if (steps == nullptr || !step_by_step || steps->first < 0 || steps->last >= steps->first + kMostSteps)
-    return controller.step(at_ns, event);
+  const bool sound =
+      steps != nullptr && steps->first >= 0 && steps->last >= steps->first && steps->last - steps->first < kMostSteps;
+  if (!sound || !step_by_step) return controller.step(at_ns, event);
   std::vector<Action> actions;
-  for (std::int64_t step = steps->first; step <= steps->last; ++step) {
+  for (std::int64_t more = 0; more <= steps->last - steps->first; ++more) {
+    const std::int64_t step = steps->first + more;
     for (Action& action : controller.step(at_ns, StepsDone{steps->epoch, step, step}))
       actions.push_back(std::move(action));
   }

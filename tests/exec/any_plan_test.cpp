@@ -18,7 +18,8 @@ using namespace trainyard::test;
 
 namespace {
 
-// What differs shows in the first steps, or grows: the fast suite looks at a few, the full product at twenty.
+// What differs shows in the first steps, or grows: the fast suite looks at a few, `.ci/run` and the full product at
+// twenty.
 constexpr std::int64_t kFewSteps = testing::kSanitized ? 3 : 8, kSteps = 20;
 constexpr std::int64_t kBatch = 8, kMaxRanks = 8;
 const std::vector<ModelFamily> kFamilies{ModelFamily::Llama, ModelFamily::Gpt3, ModelFamily::Mixtral,
@@ -90,15 +91,14 @@ class Comparison {
   std::vector<double> want_;
 };
 
-}  // namespace
-
-TEST_CASE("any plan, same loss: every pair of choices", "[exec]") {
+// Every pair of choices is in one of the plans.
+void compare_pairs(std::int64_t steps) {
   std::vector<ModelSpec> models;
   std::vector<std::unique_ptr<Comparison>> in_f64, in_f32;
   for (const ModelFamily family : kFamilies) {
     models.push_back(model_of(family));
-    in_f64.push_back(std::make_unique<Comparison>(family, Precision::F64, kFewSteps));
-    in_f32.push_back(std::make_unique<Comparison>(family, Precision::F32, kFewSteps));
+    in_f64.push_back(std::make_unique<Comparison>(family, Precision::F64, steps));
+    in_f32.push_back(std::make_unique<Comparison>(family, Precision::F32, steps));
   }
   const PlanSpace space(models, base_plan(Precision::F64), kMaxRanks, true);
   const std::vector<Choices> points = space.pairwise();
@@ -111,6 +111,13 @@ TEST_CASE("any plan, same loss: every pair of choices", "[exec]") {
     CHECK(in_f32[space.model_of(point)]->difference_of(plan) < tolerance(Precision::F32));
   }
 }
+
+}  // namespace
+
+TEST_CASE("any plan, same loss: every pair of choices", "[exec]") { compare_pairs(kFewSteps); }
+
+// `.ci/run` runs it.
+TEST_CASE("any plan, same loss over twenty steps: every pair of choices", "[.slow]") { compare_pairs(kSteps); }
 
 TEST_CASE("the same plan twice gives the same bits", "[exec]") {
   for (const Precision precision : {Precision::F32, Precision::Bf16}) {

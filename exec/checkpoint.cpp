@@ -21,6 +21,7 @@
 #include "exec/durable_file.h"
 #include "exec/safetensors.h"
 #include "models/base/check.h"
+#include "models/base/index.h"
 #include "models/program/parameters.h"
 
 namespace trainyard::exec {
@@ -36,8 +37,6 @@ constexpr char kPartial[] = ".partial";
 constexpr char kLock[] = ".lock";
 constexpr int kLockTries = 40;
 constexpr std::chrono::milliseconds kLockWait{50};
-
-std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
 
 Problem unsound(const std::string& file, std::string rule) {
   return {file, "", "", std::move(rule), "use another checkpoint"};

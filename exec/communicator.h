@@ -6,10 +6,12 @@
 // run.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
 #include "kernels/kernels.h"
+#include "models/base/dtype.h"
 #include "models/base/status.h"
 #include "models/program/op.h"
 
@@ -26,6 +28,10 @@ struct Buffer {
   std::byte* data = nullptr;
   std::int64_t bytes = 0;
 };
+
+inline Buffer bytes_of(const kernels::Tensor& x) {
+  return {static_cast<std::byte*>(x.data), x.size() * size_of(x.dtype)};
+}
 
 /// One direction of a transfer between this rank and a peer. `key`, from 0 on, is the same on both sides, and no other
 /// transfer between them in this direction has it at the same time.

@@ -22,19 +22,16 @@
 
 #include "models/base/bf16.h"
 #include "models/base/check.h"
+#include "models/base/index.h"
 
 namespace trainyard::exec {
 
 namespace {
 
-using kernels::Tensor;
+using Operand = kernels::Tensor;
 using Context = gloo::rendezvous::Context;
 
 constexpr std::chrono::hours kPatience{24};  // Gloo ends a wait by itself otherwise; a lost rank ends it in any case
-
-std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
-
-Buffer bytes_of(const Tensor& x) { return {static_cast<std::byte*>(x.data), x.size() * size_of(x.dtype)}; }
 
 // Gloo's calls block, so each stream has a thread that makes them in the stream's order.
 class StreamThread {
@@ -93,14 +90,14 @@ void reduce(const std::shared_ptr<Context>& context, Reduce how, T* in, T* out, 
 }
 
 // Gloo does not know bf16: it is summed in f32 and rounded once.
-void reduce_bf16(const std::shared_ptr<Context>& context, Reduce how, const Tensor& x, const Tensor& y) {
+void reduce_bf16(const std::shared_ptr<Context>& context, Reduce how, const Operand& x, const Operand& y) {
   std::vector<float> wide(index(x.size()));
   for (std::size_t i = 0; i < wide.size(); ++i) wide[i] = bf16_to_float(static_cast<const std::uint16_t*>(x.data)[i]);
   reduce(context, how, wide.data(), wide.data(), wide.size());
   for (std::size_t i = 0; i < wide.size(); ++i) static_cast<std::uint16_t*>(y.data)[i] = float_to_bf16(wide[i]);
 }
 
-void reduce_tensor(const std::shared_ptr<Context>& context, Reduce how, const Tensor& x, const Tensor& y) {
+void reduce_tensor(const std::shared_ptr<Context>& context, Reduce how, const Operand& x, const Operand& y) {
   switch (x.dtype) {
     case Dtype::F64:
       return reduce(context, how, static_cast<double*>(x.data), static_cast<double*>(y.data), index(x.size()));
@@ -139,11 +136,11 @@ class GlooCommunicator final : public Communicator {
       threads_[s] = std::make_unique<StreamThread>([this](const auto& task) { guarded(task); });
   }
 
-  Ticket all_reduce(const Team& team, Reduce how, const Tensor& x, const Tensor& y) override {
+  Ticket all_reduce(const Team& team, Reduce how, const Operand& x, const Operand& y) override {
     return start(team, [how, x, y](const std::shared_ptr<Context>& context) { reduce_tensor(context, how, x, y); });
   }
 
-  Ticket all_gather(const Team& team, const Tensor& x, const Tensor& y) override {
+  Ticket all_gather(const Team& team, const Operand& x, const Operand& y) override {
     return start(team, [x, y](const std::shared_ptr<Context>& context) {
       // From a copy: x may be a block of y, which Gloo writes.
       const Buffer from = bytes_of(x), to = bytes_of(y);
@@ -156,11 +153,11 @@ class GlooCommunicator final : public Communicator {
     });
   }
 
-  Ticket reduce_scatter(const Team& team, const Tensor& x, const Tensor& y) override {
+  Ticket reduce_scatter(const Team& team, const Operand& x, const Operand& y) override {
     const std::size_t me = team.me;
     return start(team, [x, y, me](const std::shared_ptr<Context>& context) {
       std::vector<std::byte> sum(index(bytes_of(x).bytes));
-      const Tensor whole{sum.data(), x.dtype, x.dims};
+      const Operand whole{sum.data(), x.dtype, x.dims};
       reduce_tensor(context, Reduce::Sum, x, whole);
       const Buffer to = bytes_of(y);
       std::memcpy(to.data, sum.data() + me * index(to.bytes), index(to.bytes));

@@ -16,9 +16,11 @@
 #include <optional>
 #include <thread>
 
+#include "exec/clock.h"
 #include "exec/gloo_communicator.h"
 #include "exec/mesh_communicator.h"
 #include "models/base/check.h"
+#include "models/base/index.h"
 #include "models/base/stop.h"
 
 namespace trainyard::exec {
@@ -30,10 +32,6 @@ using nlohmann::json;
 constexpr int kPoll_ms = 200;
 // Steps granted beyond the last one that all ranks have done: nobody waits for a grant, and all stop together.
 constexpr std::int64_t kGrantedAhead = 2;
-
-std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
-
-std::int64_t now_ns() { return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 Problem problem_from(const json& message) {
   return {message.value("file", ""),  "",

@@ -15,7 +15,7 @@ namespace trainyard::exec {
 
 namespace {
 
-using kernels::Tensor;
+using Operand = kernels::Tensor;
 using nlohmann::json;
 
 constexpr int kWarmups = 2, kRepeats = 9;
@@ -40,7 +40,7 @@ class Talker {
   double collective(Collective kind, std::int64_t bytes) {
     const std::int64_t share = std::max<std::int64_t>(bytes / 4 / ranks_, 1), whole = share * ranks_;
     std::vector<float> x(static_cast<std::size_t>(whole), 1), y(static_cast<std::size_t>(whole), 0);
-    const Tensor all{x.data(), Dtype::F32, {whole, 1, 1}}, out{y.data(), Dtype::F32, {whole, 1, 1}},
+    const Operand all{x.data(), Dtype::F32, {whole, 1, 1}}, out{y.data(), Dtype::F32, {whole, 1, 1}},
         part{x.data(), Dtype::F32, {share, 1, 1}}, out_part{y.data(), Dtype::F32, {share, 1, 1}};
     return timed([&] {
       switch (kind) {

@@ -18,19 +18,16 @@
 
 #include "models/base/bf16.h"
 #include "models/base/check.h"
+#include "models/base/index.h"
 
 namespace trainyard::exec {
 
 namespace {
 
-using kernels::Tensor;
-
-std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
-
-Buffer bytes_of(const Tensor& x) { return {static_cast<std::byte*>(x.data), x.size() * size_of(x.dtype)}; }
+using Operand = kernels::Tensor;
 
 // Elements [first, first + count) of a tensor.
-Tensor slice(const Tensor& x, std::int64_t first, std::int64_t count) {
+Operand slice(const Operand& x, std::int64_t first, std::int64_t count) {
   return {static_cast<std::byte*>(x.data) + first * size_of(x.dtype), x.dtype, {count, 1, 1}};
 }
 
@@ -94,7 +91,7 @@ class MeshCommunicator final : public Communicator {
     close(abort_event_);
   }
 
-  Ticket all_reduce(const Team& team, Reduce reduce, const Tensor& x, const Tensor& y) override {
+  Ticket all_reduce(const Team& team, Reduce reduce, const Operand& x, const Operand& y) override {
     // Each member sums its share of everybody's, then hands it to all.
     const auto [first, count] = share(x.size(), team.me, team.ranks.size());
     auto sum = std::make_shared<ShareSum>(ShareSum{team, reduce, x, {}, slice(y, first, count), {}, {}});
@@ -112,7 +109,7 @@ class MeshCommunicator final : public Communicator {
     return start(work);
   }
 
-  Ticket all_gather(const Team& team, const Tensor& x, const Tensor& y) override {
+  Ticket all_gather(const Team& team, const Operand& x, const Operand& y) override {
     const std::size_t g = team.ranks.size();
     Work& work = begin();
     const Buffer own = bytes_of(x);
@@ -127,7 +124,7 @@ class MeshCommunicator final : public Communicator {
     return start(work);
   }
 
-  Ticket reduce_scatter(const Team& team, const Tensor& x, const Tensor& y) override {
+  Ticket reduce_scatter(const Team& team, const Operand& x, const Operand& y) override {
     auto sum = std::make_shared<ShareSum>(ShareSum{team, Reduce::Sum, x, {}, y, {}, {}});
     for (std::size_t i = 0; i < team.ranks.size(); ++i)
       sum->shares.emplace_back(y.size() * static_cast<std::int64_t>(i), y.size());
@@ -208,9 +205,9 @@ class MeshCommunicator final : public Communicator {
   struct ShareSum {
     Team team;
     Reduce reduce;
-    Tensor x;
+    Operand x;
     std::vector<std::pair<std::int64_t, std::int64_t>> shares;  // by member: first element, elements
-    Tensor out;
+    Operand out;
     std::function<void(Work&)> then;  // when it is all there
     std::vector<std::byte> received;  // of one segment, from each member
   };
@@ -297,7 +294,7 @@ class MeshCommunicator final : public Communicator {
     std::vector<const std::byte*> parts;
     bool last = true;
     for (std::size_t i = 0; i < team.ranks.size(); ++i) {
-      const Tensor theirs = slice(sum->x, sum->shares[i].first + done, left(i));
+      const Operand theirs = slice(sum->x, sum->shares[i].first + done, left(i));
       last &= sum->shares[i].second <= done + segment;
       std::byte* received = sum->received.data() + index(mine * unit) * i;
       parts.push_back(i == team.me ? static_cast<std::byte*>(theirs.data) : received);
@@ -307,7 +304,7 @@ class MeshCommunicator final : public Communicator {
     }
     work.then = [this, sum, parts, mine, done, segment, last](Work& next) {
       if (mine > 0) {
-        const Tensor out = slice(sum->out, done, mine);
+        const Operand out = slice(sum->out, done, mine);
         reduce_parts(sum->reduce, out.dtype, parts, static_cast<std::byte*>(out.data), mine);
       }
       if (!last) return sum_segment(next, sum, done + segment);

@@ -6,6 +6,7 @@
 #include <memory>
 #include <thread>
 
+#include "exec/clock.h"
 #include "exec/gloo_communicator.h"
 #include "exec/mesh_communicator.h"
 #include "exec/step_interpreter.h"
@@ -17,8 +18,6 @@ namespace {
 using nlohmann::json;
 
 constexpr std::size_t kTimesPerMessage = 1024;
-
-std::int64_t now_ns() { return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 // Of this process, at its highest.
 std::int64_t peak_rss_bytes() {

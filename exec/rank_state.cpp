@@ -7,6 +7,7 @@
 
 #include "models/base/bf16.h"
 #include "models/base/check.h"
+#include "models/base/index.h"
 #include "models/program/initial_weights.h"
 #include "models/program/parameters.h"
 #include "models/program/shards.h"
@@ -16,8 +17,6 @@ namespace trainyard::exec {
 namespace {
 
 using nlohmann::json;
-
-std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
 
 // Whether another rank that holds the same share of the same state saves it.
 bool saved_elsewhere(const StepInterpreter& rank, const Bucket& bucket, const Param& param) {

@@ -13,6 +13,7 @@
 
 #include "exec/durable_file.h"
 #include "models/base/bf16.h"
+#include "models/base/index.h"
 #include "models/program/parameters.h"
 #include "models/program/shards.h"
 
@@ -22,8 +23,6 @@ namespace {
 
 using nlohmann::json;
 namespace fs = std::filesystem;
-
-std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
 
 Problem unsound(const std::string& file, std::string rule) {
   return {file, "", "", std::move(rule), "use another checkpoint"};

@@ -8,8 +8,10 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "exec/clock.h"
 #include "exec/compute_op.h"
 #include "models/base/check.h"
+#include "models/base/index.h"
 #include "models/program/layout.h"
 #include "models/program/step_blocks.h"
 
@@ -22,10 +24,6 @@ using Operand = kernels::Tensor;
 constexpr std::size_t kArenaAlignment = 4096;
 constexpr int kWait_ms = 1000;
 constexpr Communicator::Ticket kNone = -1;
-
-std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
-
-std::int64_t now_ns() { return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 // Rows [first, first + count) of a matrix.
 Buffer rows_of(const Operand& x, std::int64_t first, std::int64_t count) {

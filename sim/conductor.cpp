@@ -18,6 +18,7 @@
 #include <xxhash.h>
 
 #include "models/base/check.h"
+#include "models/base/index.h"
 #include "models/base/units.h"
 #include "sim/flow_network.h"
 #include "sim/fold.h"
@@ -27,8 +28,6 @@
 namespace trainyard {
 
 namespace {
-
-std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
 /// NCCL's queue pairs give up after 4.096 us * 2^20 * 7 (NCCL_IB_TIMEOUT 20, NCCL_IB_RETRY_CNT 7).

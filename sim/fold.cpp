@@ -7,13 +7,12 @@
 #include <unordered_map>
 
 #include "models/base/check.h"
+#include "models/base/index.h"
 #include "models/base/random.h"
 
 namespace trainyard {
 
 namespace {
-
-std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
 
 // A member of a channel: 0 for all members of a collective; 1 sends, 2 receives.
 struct Member {

@@ -1,12 +1,11 @@
 #include "sim/private_runs.h"
+#include "models/base/index.h"
 
 #include <algorithm>
 
 namespace trainyard {
 
 namespace {
-
-std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
 
 class RunFinder {
  public:

@@ -4,12 +4,11 @@
 #include <tuple>
 
 #include "models/base/check.h"
+#include "models/base/index.h"
 
 namespace trainyard {
 
 namespace {
-
-std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
 
 /// Ends this close, as a share of the step, count as one: rounding differs between folded and unfolded runs.
 constexpr double kTogether = 1e-9;

@@ -12,8 +12,8 @@ namespace trainyard {
 namespace sg4 = simgrid::s4u;
 
 StorageTraffic::StorageTraffic(sg4::Host* host, const ClusterSpec& cluster, std::int64_t job_nodes, double drain_share,
-                               Advance advance)
-    : host_(host), advance_(std::move(advance)) {
+                               World world)
+    : host_(host), world_(std::move(world)) {
   const auto nodes = static_cast<double>(job_nodes);
   const StorageSpec& storage = cluster.storage;
   const double nics = cluster.nic_bytes_per_s * static_cast<double>(cluster.nics_per_node);
@@ -30,20 +30,53 @@ void StorageTraffic::add_disk(const std::string& name, double read, double write
   if (read <= 0 && write <= 0) return;
   sg4::Disk* disk = host_->create_disk(name, read > 0 ? read : write, write > 0 ? write : read);
   disk->seal();
-  if (write > 0) lane(in).disk = disk;
-  if (out && read > 0) lane(*out).disk = disk;
+  const auto limit = [&](Way way, double bytes_per_s) {
+    if (bytes_per_s > 0) lane(way).disk = disk;
+    lane(way).bytes_per_s = bytes_per_s;
+  };
+  limit(in, write);
+  if (out) limit(*out, read);
 }
 
-bool StorageTraffic::idle() const {
+bool StorageTraffic::empty() const {
   return std::all_of(lanes_.begin(), lanes_.end(), [](const Lane& its) { return its.loads.empty(); });
 }
 
 void StorageTraffic::move(Way way, double bytes, std::int64_t at_ns, Task done) {
-  lane(way).loads.push_back({bytes, at_ns, std::move(done)});
-  lane(way).wake->release();
+  Lane& its = lane(way);
+  const bool alone = empty() && !its.paused;
+  if (lone_ != nullptr) share(at_ns);
+  its.loads.push_back({std::round(bytes), at_ns, std::move(done)});
+  if (alone)
+    move_alone(its);
+  else
+    its.wake->release();
+}
+
+void StorageTraffic::move_alone(Lane& its) {
+  lone_ = &its;
+  const Load& load = its.loads.front();
+  const std::int64_t end_ns = load.at_ns + (its.disk != nullptr ? to_ns(load.bytes / its.bytes_per_s) : 0);
+  world_.at(end_ns, [this, &its, turn = ++lone_turn_] {
+    if (turn != lone_turn_) return;
+    lone_ = nullptr;
+    finish_first(its);
+  });
+}
+
+/// What was alone is not from now on: SimGrid moves the rest of it.
+void StorageTraffic::share(std::int64_t at_ns) {
+  Load& load = lone_->loads.front();
+  const double moved = lone_->bytes_per_s * static_cast<double>(at_ns - load.at_ns) / kNsPerS;
+  load.bytes = std::max(0.0, std::round(load.bytes - moved));
+  load.at_ns = at_ns;
+  ++lone_turn_;
+  std::exchange(lone_, nullptr)->wake->release();
 }
 
 void StorageTraffic::abandon() {
+  ++lone_turn_;
+  lone_ = nullptr;
   for (Lane& its : lanes_) {
     its.loads.clear();
     if (its.moving) its.moving->cancel();
@@ -51,6 +84,10 @@ void StorageTraffic::abandon() {
 }
 
 void StorageTraffic::remote_down(bool down) {
+  if (down && (lone_ == &lane(Way::ToRemote) || lone_ == &lane(Way::FromRemote))) {
+    ++lone_turn_;
+    lone_ = nullptr;
+  }
   for (const Way way : {Way::ToRemote, Way::FromRemote}) {
     Lane& its = lane(way);
     its.paused = down;
@@ -76,7 +113,7 @@ void StorageTraffic::work(Lane& its) {
     wait_for_start(its);
     if (its.loads.empty() || its.paused) continue;
     if (its.disk != nullptr && its.loads.front().bytes >= 1) {
-      const auto size = static_cast<sg_size_t>(std::llround(its.loads.front().bytes));
+      const auto size = static_cast<sg_size_t>(its.loads.front().bytes);
       its.moving = its.writes ? its.disk->write_async(size) : its.disk->read_async(size);
       try {
         its.moving->wait();
@@ -86,12 +123,16 @@ void StorageTraffic::work(Lane& its) {
       }
       its.moving = nullptr;
     }
-    const std::int64_t at_ns = its.loads.front().at_ns;
-    const Task done = std::move(its.loads.front().done);
-    its.loads.pop_front();
-    advance_(std::max(at_ns, to_ns(sg4::Engine::get_clock() - origin_s_)));
-    done();
+    const std::int64_t now_ns = std::max(its.loads.front().at_ns, to_ns(sg4::Engine::get_clock() - origin_s_));
+    world_.advance(now_ns);
+    finish_first(its);
   }
+}
+
+void StorageTraffic::finish_first(Lane& its) {
+  const Task done = std::move(its.loads.front().done);
+  its.loads.pop_front();
+  done();
 }
 
 }  // namespace trainyard

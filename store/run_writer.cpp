@@ -107,6 +107,7 @@ template <class Insert>
 void RunWriter::State::add(std::size_t rows, Insert insert) {
   const auto now = std::chrono::steady_clock::now();
   if (batch_rows == 0) {
+    TY_CHECK(owner == ::getpid(), "only the process that opened a writer may use it");
     batch_start = now;
     database.execute("BEGIN IMMEDIATE");
   }
@@ -178,7 +179,6 @@ RunWriter::~RunWriter() {
 
 RunWriter::State& RunWriter::open_state() {
   TY_CHECK(state_ != nullptr, "nothing can be added to a run that has finished");
-  TY_CHECK(state_->owner == ::getpid(), "only the process that opened a writer may use it");
   return *state_;
 }
 

@@ -18,8 +18,8 @@ namespace trainyard::store {
 
 namespace {
 
-constexpr std::int64_t kPageCheckLimitBytes = 64LL << 20;
-constexpr int kHeaderBytes = 100;  // https://sqlite.org/fileformat.html, section 1.3
+constexpr std::int64_t kPageCheckLimitBytes = 16LL << 20;  // 0.2 s
+constexpr int kHeaderBytes = 100;                          // https://sqlite.org/fileformat.html, section 1.3
 constexpr std::size_t kUserVersionOffset = 60;
 constexpr std::size_t kApplicationIdOffset = 68;
 using Header = std::array<unsigned char, kHeaderBytes>;

@@ -1,6 +1,7 @@
 #include "models/base/deflate.h"
 
 #include <array>
+#include <utility>
 
 #include <zlib.h>
 
@@ -10,33 +11,48 @@ namespace trainyard {
 
 struct Deflater::Stream {
   z_stream z{};
+  std::vector<std::uint8_t> bytes;
   Stream() { TY_CHECK(deflateInit(&z, Z_BEST_SPEED) == Z_OK, "zlib has memory"); }
   ~Stream() { deflateEnd(&z); }
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
+
+  void compress(const std::string& text, int flush) {
+    z.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(text.data()));  // zlib only reads it
+    z.avail_in = static_cast<uInt>(text.size());
+    std::array<std::uint8_t, 16384> out;
+    do {
+      z.next_out = out.data();
+      z.avail_out = static_cast<uInt>(out.size());
+      deflate(&z, flush);
+      bytes.insert(bytes.end(), out.begin(), out.end() - z.avail_out);
+    } while (z.avail_out == 0);
+  }
 };
 
 Deflater::Deflater() : stream_(std::make_unique<Stream>()) {}
-Deflater::~Deflater() = default;
 
-void Deflater::add(std::string_view text) { pump(text, Z_NO_FLUSH); }
-
-std::vector<std::uint8_t> Deflater::take() {
-  pump({}, Z_FINISH);
-  return std::move(bytes_);
+Deflater::~Deflater() {
+  if (compressed_.valid()) compressed_.wait();
 }
 
-void Deflater::pump(std::string_view text, int flush) {
-  z_stream& z = stream_->z;
-  z.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(text.data()));  // zlib only reads it
-  z.avail_in = static_cast<uInt>(text.size());
-  std::array<std::uint8_t, 16384> out;
-  do {
-    z.next_out = out.data();
-    z.avail_out = static_cast<uInt>(out.size());
-    deflate(&z, flush);
-    bytes_.insert(bytes_.end(), out.begin(), out.end() - z.avail_out);
-  } while (z.avail_out == 0);
+void Deflater::add(std::string_view text) {
+  constexpr std::size_t kAtOnce = 1 << 20;
+  text_ += text;
+  if (text_.size() >= kAtOnce) compress_text(false);
+}
+
+std::vector<std::uint8_t> Deflater::take() {
+  compress_text(true);
+  compressed_.get();
+  return std::move(stream_->bytes);
+}
+
+void Deflater::compress_text(bool last) {
+  if (compressed_.valid()) compressed_.get();
+  compressed_ = std::async(std::launch::async, [stream = stream_.get(), text = std::exchange(text_, {}), last] {
+    stream->compress(text, last ? Z_FINISH : Z_NO_FLUSH);
+  });
 }
 
 struct Inflater::Stream {

@@ -1,7 +1,9 @@
-// Text that is written line by line and kept compressed (zlib's format).
+// Text that is written line by line and kept compressed (zlib's format). It is compressed on another thread: the one
+// that writes has other things to do.
 #pragma once
 
 #include <cstdint>
+#include <future>
 #include <memory>
 #include <optional>
 #include <string>
@@ -21,9 +23,10 @@ class Deflater {
 
  private:
   struct Stream;
-  void pump(std::string_view text, int flush);
+  void compress_text(bool last);
   std::unique_ptr<Stream> stream_;
-  std::vector<std::uint8_t> bytes_;
+  std::string text_;              // not given to the other thread yet
+  std::future<void> compressed_;  // what was given to it before
 };
 
 /// Not movable.

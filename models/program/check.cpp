@@ -12,6 +12,7 @@
 #include <fmt/format.h>
 
 #include "models/base/check.h"
+#include "models/base/index.h"
 #include "models/program/block_builder.h"
 #include "models/program/program.h"
 
@@ -19,9 +20,7 @@ namespace trainyard {
 
 namespace {
 
-constexpr std::size_t kMaxProblems = 20;
-
-std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
+constexpr std::size_t kProblemsShown = 20;
 
 Problem broken(std::string where, std::string rule, std::string fix = "this is a bug in lowering: please report it") {
   Problem problem;
@@ -135,9 +134,9 @@ class MemoryCheck {
         turns_(stage.frames.size()) {}
 
   void run() {
-    for (std::size_t i = 0; i < stage_.items.size() && problems_.size() < kMaxProblems; ++i)
+    for (std::size_t i = 0; i < stage_.items.size() && problems_.size() < kProblemsShown; ++i)
       visit_item(static_cast<std::int32_t>(i));
-    if (problems_.size() < kMaxProblems) check_reuse();
+    if (problems_.size() < kProblemsShown) check_reuse();
   }
 
  private:
@@ -279,7 +278,7 @@ class MemoryCheck {
         fail(use_[by_address[j]].an_op,
              fmt::format("{} frame {} shares memory with {} frame {} without being ordered after it", to_string(b.role),
                          by_address[j], to_string(a.role), by_address[i]));
-        if (problems_.size() >= kMaxProblems) return;
+        if (problems_.size() >= kProblemsShown) return;
       }
     }
   }
@@ -292,7 +291,7 @@ class MemoryCheck {
   }
 
   void fail(std::int32_t id, std::string rule) {
-    if (problems_.size() >= kMaxProblems) return;
+    if (problems_.size() >= kProblemsShown) return;
     const Launched& op = order_.op(id);
     problems_.push_back(broken(describe(program_, stage_, op.item, op.op), std::move(rule)));
   }
@@ -472,7 +471,7 @@ class TransientCheck {
   }
 
   void fail(const Op& op, std::string rule) {
-    if (problems_.size() < kMaxProblems)
+    if (problems_.size() < kProblemsShown)
       problems_.push_back(broken(fmt::format("block {} {}", block_.name, op.label), std::move(rule)));
   }
 
@@ -628,7 +627,7 @@ Problems check(const StepProgram& program) {
   Problems problems;
   for (const Block& block : program.blocks) TransientCheck(block, problems).run();
   for (const StageProgram& stage : program.stages) {
-    if (problems.size() < kMaxProblems) MemoryCheck(program, stage, problems).run();
+    if (problems.size() < kProblemsShown) MemoryCheck(program, stage, problems).run();
   }
   Rendezvous(program, problems).run();
   return problems;

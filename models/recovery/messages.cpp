@@ -2,13 +2,16 @@
 
 #include <array>
 
+#include <fmt/compile.h>  // months have a million events
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 namespace trainyard::recovery {
 namespace {
 
-std::string key_text(const ActionKey& key) { return fmt::format("{}.{}.{}", key.incarnation, key.epoch, key.id); }
+std::string key_text(const ActionKey& key) {
+  return fmt::format(FMT_COMPILE("{}.{}.{}"), key.incarnation, key.epoch, key.id);
+}
 
 std::string copy_text(const StateCopy& copy) {
   return fmt::format("step={} tier={} checkpoint={}", copy.step, to_string(copy.tier), key_text(copy.checkpoint));
@@ -16,7 +19,7 @@ std::string copy_text(const StateCopy& copy) {
 
 std::string optional_text(const std::optional<std::int64_t>& value) { return value ? std::to_string(*value) : "none"; }
 
-std::string body_text(const SetTimer& a) { return fmt::format("set_timer at_ns={}", a.at_ns); }
+std::string body_text(const SetTimer& a) { return fmt::format(FMT_COMPILE("set_timer at_ns={}"), a.at_ns); }
 std::string body_text(const Fence&) { return "fence"; }
 std::string body_text(const Eject& a) { return fmt::format("eject node={} slot={}", a.node, optional_text(a.slot)); }
 std::string body_text(const ReturnToRepair& a) { return fmt::format("return_to_repair node={}", a.node); }
@@ -28,7 +31,7 @@ std::string body_text(const BuildCommunicators&) { return "build_communicators";
 std::string body_text(const LoadState& a) { return fmt::format("load_state {}", copy_text(a.copy)); }
 std::string body_text(const Resume& a) { return fmt::format("resume step={}", a.step); }
 std::string body_text(const TakeCheckpoint& a) {
-  return fmt::format("take_checkpoint tier={} hold={}", to_string(a.tier), a.hold);
+  return fmt::format(FMT_COMPILE("take_checkpoint tier={} hold={}"), to_string(a.tier), a.hold);
 }
 std::string body_text(const HeatSpare& a) { return fmt::format("heat_spare node={}", a.node); }
 std::string body_text(const TestNode& a) { return fmt::format("test_node node={} thorough={}", a.node, a.thorough); }
@@ -75,10 +78,11 @@ std::string event_text(const StateFound& e) {
 }
 std::string event_text(const TookOver& e) { return fmt::format("took_over incarnation={}", e.incarnation); }
 std::string event_text(const StepsDone& e) {
-  return fmt::format("steps_done epoch={} steps={}..{}", e.epoch, e.first, e.last);
+  return fmt::format(FMT_COMPILE("steps_done epoch={} steps={}..{}"), e.epoch, e.first, e.last);
 }
 std::string event_text(const CheckpointDurable& e) {
-  return fmt::format("checkpoint_durable key={} step={} tier={}", key_text(e.key), e.step, to_string(e.tier));
+  return fmt::format(FMT_COMPILE("checkpoint_durable key={} step={} tier={}"), key_text(e.key), e.step,
+                     to_string(e.tier));
 }
 std::string event_text(const SpareReady& e) {
   return fmt::format("spare_ready node={} temperature={}", e.node, to_string(e.temperature));
@@ -86,9 +90,9 @@ std::string event_text(const SpareReady& e) {
 std::string event_text(const NodeRepaired& e) {
   return fmt::format("node_repaired key={} node={}", key_text(e.key), e.node);
 }
-std::string event_text(const TimerFired& e) { return fmt::format("timer_fired key={}", key_text(e.key)); }
+std::string event_text(const TimerFired& e) { return fmt::format(FMT_COMPILE("timer_fired key={}"), key_text(e.key)); }
 std::string event_text(const Answered& e) {
-  return fmt::format("answered key={} outcome={} culprit={}", key_text(e.key), to_string(e.outcome),
+  return fmt::format(FMT_COMPILE("answered key={} outcome={} culprit={}"), key_text(e.key), to_string(e.outcome),
                      optional_text(e.culprit));
 }
 std::string event_text(const HumanCleared&) { return "human_cleared"; }
@@ -149,7 +153,7 @@ std::string describe(const Event& event) {
 }
 
 std::string describe(const Action& action) {
-  return fmt::format("{} {}", key_text(action.key),
+  return fmt::format(FMT_COMPILE("{} {}"), key_text(action.key),
                      std::visit([](const auto& a) { return body_text(a); }, action.body));
 }
 

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <utility>
 
+#include <fmt/compile.h>
 #include <fmt/format.h>
 #include <xxhash.h>
 #include <nlohmann/json.hpp>
@@ -265,7 +266,8 @@ void LogWriter::add(std::int64_t at_ns, const Event& event, const std::vector<Ac
 }
 
 void LogWriter::add(const LoggedEvent& event) {
-  lines_.add(fmt::format("{} {}:{:x} {}\n", event.at_ns - last_ns_, event.actions, event.digest, event.event));
+  lines_.add(
+      fmt::format(FMT_COMPILE("{} {}:{:x} {}\n"), event.at_ns - last_ns_, event.actions, event.digest, event.event));
   last_ns_ = event.at_ns;
   ++log_.events;
 }

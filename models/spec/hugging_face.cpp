@@ -11,7 +11,7 @@ namespace trainyard {
 
 namespace {
 
-using json = nlohmann::ordered_json;
+using nlohmann::ordered_json;
 
 const char* act_name(ActivationKind act) {
   switch (act) {
@@ -68,7 +68,7 @@ void expect_llama_shape(const ModelSpec& model, Unsayable& rule) {
   rule.unless(model.gated_mlp, "gated_mlp", "false");
 }
 
-json base(const ModelSpec& model, const char* type, const char* class_name, const std::string& dtype) {
+ordered_json base(const ModelSpec& model, const char* type, const char* class_name, const std::string& dtype) {
   return {{"architectures", {class_name}},
           {"model_type", type},
           {"torch_dtype", dtype},
@@ -79,7 +79,7 @@ json base(const ModelSpec& model, const char* type, const char* class_name, cons
           {"eos_token_id", nullptr}};
 }
 
-void add_llama_keys(const ModelSpec& model, json& out) {
+void add_llama_keys(const ModelSpec& model, ordered_json& out) {
   out.update({{"num_hidden_layers", model.num_hidden_layers},
               {"hidden_size", model.hidden_size},
               {"num_attention_heads", model.num_attention_heads},
@@ -92,7 +92,7 @@ void add_llama_keys(const ModelSpec& model, json& out) {
               {"hidden_act", act_name(model.hidden_act)}});
 }
 
-Result<std::string> finished(const json& out, const Unsayable& rule) {
+Result<std::string> finished(const ordered_json& out, const Unsayable& rule) {
   if (!rule.problems().empty()) return rule.problems();
   return out.dump(2) + "\n";
 }
@@ -102,7 +102,7 @@ Result<std::string> llama_config(const ModelSpec& model, const std::string& dtyp
   expect_llama_shape(model, rule);
   rule.unless(!model.moe, "moe", "present");
   rule.unless(model.sliding_window == 0, "sliding_window", fmt::format("{}", model.sliding_window));
-  json out = base(model, "llama", "LlamaForCausalLM", dtype);
+  ordered_json out = base(model, "llama", "LlamaForCausalLM", dtype);
   add_llama_keys(model, out);
   out["attention_bias"] = model.attention_bias;
   out["mlp_bias"] = model.mlp_bias;
@@ -115,13 +115,13 @@ Result<std::string> mixtral_config(const ModelSpec& model, const std::string& dt
   rule.unless(model.moe.has_value(), "moe", "absent");
   rule.unless(!model.moe || model.moe->renormalize, "moe.renormalize", "false");
   rule.unless(!model.attention_bias, "attention_bias", "true");
-  json out = base(model, "mixtral", "MixtralForCausalLM", dtype);
+  ordered_json out = base(model, "mixtral", "MixtralForCausalLM", dtype);
   add_llama_keys(model, out);
   if (model.moe) {
     out["num_local_experts"] = model.moe->num_local_experts;
     out["num_experts_per_tok"] = model.moe->num_experts_per_tok;
   }
-  out["sliding_window"] = model.sliding_window > 0 ? json(model.sliding_window) : json(nullptr);
+  out["sliding_window"] = model.sliding_window > 0 ? ordered_json(model.sliding_window) : ordered_json(nullptr);
   return finished(out, rule);
 }
 
@@ -136,7 +136,7 @@ Result<std::string> gpt2_config(const ModelSpec& model, const std::string& dtype
   rule.unless(model.head_dim * model.num_attention_heads == model.hidden_size, "head_dim",
               fmt::format("{}", model.head_dim));
   rule.unless(model.sliding_window == 0, "sliding_window", fmt::format("{}", model.sliding_window));
-  json out = base(model, "gpt2", "GPT2LMHeadModel", dtype);
+  ordered_json out = base(model, "gpt2", "GPT2LMHeadModel", dtype);
   out.update({{"n_layer", model.num_hidden_layers},
               {"n_embd", model.hidden_size},
               {"n_head", model.num_attention_heads},
@@ -155,7 +155,7 @@ Result<std::string> grok1_config(const ModelSpec& model, const std::string& dtyp
   Unsayable rule("Grok1ModelForCausalLM");
   rule.unless(model.norm_placement == NormPlacement::Sandwich, "norm_placement", "pre");
   rule.unless(model.moe && !model.moe->renormalize, "moe", "absent, or renormalized");
-  json out = base(model, "grok-1", "Grok1ModelForCausalLM", dtype);
+  ordered_json out = base(model, "grok-1", "Grok1ModelForCausalLM", dtype);
   add_llama_keys(model, out);
   out.update({{"embedding_multiplier_scale", model.embedding_multiplier},
               {"output_multiplier_scale", model.output_multiplier},
@@ -327,34 +327,34 @@ std::string model_file_text(const ModelSpec& model) {
   static constexpr const char* kFamilies[] = {"llama", "mixtral", "grok1", "gpt3"};
   static constexpr const char* kPositions[] = {"rope", "learned", "none", "alibi"};
   static constexpr const char* kActs[] = {"silu", "gelu", "gelu_tanh", "squared_relu"};
-  json out{{"schema", 1},
-           {"name", model.name},
-           {"family", kFamilies[static_cast<int>(model.family)]},
-           {"num_hidden_layers", model.num_hidden_layers},
-           {"hidden_size", model.hidden_size},
-           {"num_attention_heads", model.num_attention_heads},
-           {"num_key_value_heads", model.num_key_value_heads},
-           {"head_dim", model.head_dim},
-           {"intermediate_size", model.intermediate_size},
-           {"vocab_size", model.vocab_size},
-           {"max_position_embeddings", model.max_position_embeddings},
-           {"norm", model.norm == NormKind::RmsNorm ? "rms_norm" : "layer_norm"},
-           {"norm_eps", model.norm_eps},
-           {"norm_placement", model.norm_placement == NormPlacement::Pre ? "pre" : "sandwich"},
-           {"position", kPositions[static_cast<int>(model.position)]},
-           {"rope_theta", model.rope_theta},
-           {"hidden_act", kActs[static_cast<int>(model.hidden_act)]},
-           {"gated_mlp", model.gated_mlp},
-           {"attention_bias", model.attention_bias},
-           {"mlp_bias", model.mlp_bias},
-           {"tie_word_embeddings", model.tie_word_embeddings},
-           {"embedding_multiplier", model.embedding_multiplier},
-           {"output_multiplier", model.output_multiplier},
-           {"attention_softcap", model.attention_softcap},
-           {"output_softcap", model.output_softcap},
-           {"sliding_window", model.sliding_window},
-           {"hidden_dropout", model.hidden_dropout},
-           {"initializer_range", model.initializer_range}};
+  ordered_json out{{"schema", 1},
+                   {"name", model.name},
+                   {"family", kFamilies[static_cast<int>(model.family)]},
+                   {"num_hidden_layers", model.num_hidden_layers},
+                   {"hidden_size", model.hidden_size},
+                   {"num_attention_heads", model.num_attention_heads},
+                   {"num_key_value_heads", model.num_key_value_heads},
+                   {"head_dim", model.head_dim},
+                   {"intermediate_size", model.intermediate_size},
+                   {"vocab_size", model.vocab_size},
+                   {"max_position_embeddings", model.max_position_embeddings},
+                   {"norm", model.norm == NormKind::RmsNorm ? "rms_norm" : "layer_norm"},
+                   {"norm_eps", model.norm_eps},
+                   {"norm_placement", model.norm_placement == NormPlacement::Pre ? "pre" : "sandwich"},
+                   {"position", kPositions[static_cast<int>(model.position)]},
+                   {"rope_theta", model.rope_theta},
+                   {"hidden_act", kActs[static_cast<int>(model.hidden_act)]},
+                   {"gated_mlp", model.gated_mlp},
+                   {"attention_bias", model.attention_bias},
+                   {"mlp_bias", model.mlp_bias},
+                   {"tie_word_embeddings", model.tie_word_embeddings},
+                   {"embedding_multiplier", model.embedding_multiplier},
+                   {"output_multiplier", model.output_multiplier},
+                   {"attention_softcap", model.attention_softcap},
+                   {"output_softcap", model.output_softcap},
+                   {"sliding_window", model.sliding_window},
+                   {"hidden_dropout", model.hidden_dropout},
+                   {"initializer_range", model.initializer_range}};
   if (model.attention_multiplier) out["attention_multiplier"] = *model.attention_multiplier;
   if (model.mup)
     out["mup"] = {{"base_hidden_size", model.mup->base_hidden_size},

@@ -17,7 +17,7 @@ namespace {
 using nlohmann::json;
 namespace fs = std::filesystem;
 
-constexpr std::int64_t kSchema = 1;
+constexpr std::int64_t kSweepSchema = 1;
 // Where the policies of a grid stand while the scenario's rules look at them; `told_of_axes` turns that into places
 // that the user knows.
 constexpr char kGrid[] = "$grid";
@@ -46,8 +46,8 @@ void read_axis(const std::string& key, const json& values, const std::string& fi
 }
 
 void read_sweep(ObjectReader& from, const std::string& file, SweepSpec& sweep, Problems& problems) {
-  std::int64_t schema = kSchema;
-  from.require({"schema", "scenario"}).integer("schema", schema, {kSchema, kSchema});
+  std::int64_t schema = kSweepSchema;
+  from.require({"schema", "scenario"}).integer("schema", schema, {kSweepSchema, kSweepSchema});
   from.text("name", sweep.name).text("scenario", sweep.scenario).integer("seeds", sweep.seeds, {1, kMaxSweepSeeds});
   if (from.has("first_seed")) from.unsigned_integer("first_seed", sweep.first_seed.emplace());
   if (const json* policies = from.take("policies")) {

@@ -20,7 +20,7 @@ namespace {
 
 // What differs shows in the first steps, or grows: the fast suite looks at a few, `.ci/run` and the full product at
 // twenty.
-constexpr std::int64_t kFewSteps = testing::kSanitized ? 3 : 8, kSteps = 20;
+constexpr std::int64_t kFewSteps = testing::kSanitized ? 3 : 4, kSteps = 20;
 constexpr std::int64_t kBatch = 8, kMaxRanks = 8;
 const std::vector<ModelFamily> kFamilies{ModelFamily::Llama, ModelFamily::Gpt3, ModelFamily::Mixtral,
                                          ModelFamily::Grok1};

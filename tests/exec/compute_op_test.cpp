@@ -67,15 +67,13 @@ class Twice {
   std::shared_ptr<std::map<OpKind, double>> worst_ = std::make_shared<std::map<OpKind, double>>();
 };
 
-}  // namespace
-
-TEST_CASE("the CPU kernels compute what the reference computes, op by op", "[exec]") {
+void compare_ops(int plans_of_a_family) {
   const Twice twice;
   RandomStream random(2, "compute_op_test");
   for (const ModelFamily family : {ModelFamily::Llama, ModelFamily::Mixtral, ModelFamily::Grok1, ModelFamily::Gpt3}) {
     ModelSpec model = tiny_model(family);
     model.num_hidden_layers = 8;
-    for (int i = 0; i < 8; ++i) {
+    for (int i = 0; i < plans_of_a_family; ++i) {
       model.hidden_dropout = i % 2 == 0 ? 0 : 0.1;
       model.position = i % 4 == 3 ? PositionKind::Alibi : tiny_model(family).position;
       const ParallelPlan plan = random_plan(model, random);
@@ -94,4 +92,13 @@ TEST_CASE("the CPU kernels compute what the reference computes, op by op", "[exe
     INFO(to_string(kind));
     CHECK(twice.worst().count(kind) == 1);
   }
+}
+
+}  // namespace
+
+TEST_CASE("the CPU kernels compute what the reference computes, op by op", "[exec]") { compare_ops(6); }
+
+// A part of its own in CI.
+TEST_CASE("the CPU kernels compute what the reference computes, op by op, under many plans", "[.slow]") {
+  compare_ops(16);
 }

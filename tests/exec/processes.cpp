@@ -14,6 +14,7 @@
 #include "exec/mesh_communicator.h"
 #include "exec/rank_state.h"
 #include "exec/step_interpreter.h"
+#include "models/base/index.h"
 #include "models/program/parameters.h"
 #include "models/program/shards.h"
 
@@ -22,8 +23,6 @@ namespace trainyard::test {
 namespace {
 
 namespace fs = std::filesystem;
-
-std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
 
 double get(const std::byte* data, Dtype dtype, std::int64_t i) {
   if (dtype == Dtype::F64) return reinterpret_cast<const double*>(data)[i];

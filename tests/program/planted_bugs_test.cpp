@@ -23,12 +23,12 @@ constexpr int kSteps = 3;
 // --- what catches bugs
 
 // What came of training: its numbers, or what it threw.
-struct Outcome {
+struct Verdict {
   std::optional<Run> run;
   std::string error;
 };
 
-Outcome outcome(const StepProgram& program, std::uint64_t seed) {
+Verdict verdict(const StepProgram& program, std::uint64_t seed) {
   try {
     return {train(program, kSteps, seed), ""};
   } catch (const std::runtime_error& error) {
@@ -69,13 +69,13 @@ enum class Proof {
 
 bool notices(Proof proof, const StepProgram& program, const Run& one_rank) {
   if (proof == Proof::Check) return !check(program).empty();
-  const Outcome first = outcome(program, 1);
+  const Verdict first = verdict(program, 1);
   switch (proof) {
     case Proof::Check: break;
     case Proof::SameLoss: return first.run && !trains_as(*first.run, one_rank);
     case Proof::AnyOrder:
       for (std::uint64_t seed = 2; seed < 12; ++seed) {
-        const Outcome other = outcome(program, seed);
+        const Verdict other = verdict(program, seed);
         if (!first.run || !other.run || !same_bits(*first.run, *other.run)) return true;
       }
       return false;
@@ -289,7 +289,7 @@ TEST_CASE("planted lowering bugs are caught, each by the proof that is named", "
     REQUIRE(check(program).empty());
     REQUIRE(trains_as(train(program, kSteps, 1), want));
     bug.plant(program);
-    INFO("it gave: " << outcome(program, 1).error);
+    INFO("it gave: " << verdict(program, 1).error);
     CHECK(notices(bug.proof, program, want));
   }
 }

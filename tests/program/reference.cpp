@@ -7,6 +7,7 @@
 #include <set>
 #include <stdexcept>
 
+#include "models/base/index.h"
 #include "models/program/layout.h"
 #include "models/program/parameters.h"
 #include "models/program/shards.h"
@@ -15,8 +16,6 @@
 namespace trainyard {
 
 namespace {
-
-std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
 
 void poison(std::byte* bytes, std::int64_t count) {
   std::memset(bytes, 0xff, index(count));

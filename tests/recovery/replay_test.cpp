@@ -45,7 +45,7 @@ std::vector<Event> some_events(RandomStream& draw) {
           HumanCleared{}};
 }
 
-ControllerConfig small_config() {
+ControllerConfig logged_config() {
   ControllerConfig config;
   config.roster.owners = {0, 1};
   config.roster.spares = {{2, Temperature::Hot}};
@@ -57,7 +57,7 @@ ControllerConfig small_config() {
 // Two nodes and a spare, one of which falls silent.
 std::vector<LoggedEvent> small_events() {
   std::vector<LoggedEvent> events;
-  Controller controller(small_config());
+  Controller controller(logged_config());
   const auto tell = [&](std::int64_t at_ns, const Event& event) {
     const std::vector<Action> actions = controller.step(at_ns, event);
     events.push_back({at_ns, describe(event), static_cast<std::int64_t>(actions.size()), digest(actions)});
@@ -68,7 +68,7 @@ std::vector<LoggedEvent> small_events() {
   return events;
 }
 
-ControllerLog log_of(const std::vector<LoggedEvent>& events, const ControllerConfig& config = small_config()) {
+ControllerLog log_of(const std::vector<LoggedEvent>& events, const ControllerConfig& config = logged_config()) {
   LogWriter writer(config);
   for (const LoggedEvent& event : events) writer.add(event);
   return writer.take();
@@ -143,7 +143,7 @@ TEST_CASE("A replay does the same, and says where it does not") {
   CHECK(replay(log_of(other)).value().differs_at->at_ns == 15'500'000'000);
   CHECK(replay(log_of(other)).value().events == 3);
   // Another controller.
-  ControllerConfig config = small_config();
+  ControllerConfig config = logged_config();
   config.diagnosis_ns = 5;
   CHECK(replay(log_of(events, config)).value().differs_at.has_value());
 }

@@ -39,7 +39,7 @@ struct Runs {
   std::vector<double> effective;
 };
 
-Runs simulate(const RunInput& input, std::int64_t seeds) {
+Runs counted_over_seeds(const RunInput& input, std::int64_t seeds) {
   Runs runs;
   runs.by_cause.resize(input.faults.causes.size());
   runs.effective = measure(with_seeds(input, seeds), [&](const RunResult& run) {
@@ -86,7 +86,7 @@ TEST_CASE("V5: Llama 3's 54 days have 419 interruptions, each cause as often as 
   CHECK(count == Approx(419).epsilon(1e-9));
 
   constexpr std::int64_t kSeeds = 3;
-  const Runs runs = simulate(input, kSeeds);
+  const Runs runs = counted_over_seeds(input, kSeeds);
   check_counts(input, runs, kSeeds);
   for (const double effective : runs.effective) CHECK(effective > 0.9);
 }
@@ -94,7 +94,7 @@ TEST_CASE("V5: Llama 3's 54 days have 419 interruptions, each cause as often as 
 TEST_CASE("V5 over 200 seeds", "[.slow]") {
   const RunInput input = shipped_run();
   constexpr std::int64_t kSeeds = 200;
-  const Runs runs = simulate(input, kSeeds);
+  const Runs runs = counted_over_seeds(input, kSeeds);
   check_counts(input, runs, kSeeds);
   double total = 0;
   for (const double count : runs.by_cause) total += count;

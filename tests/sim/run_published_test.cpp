@@ -123,25 +123,26 @@ void v4(std::int64_t seeds) {
 // where failures arrive at random on the wall clock, because one that strikes a recovery starts it over rather than
 // adding another ten minutes; and 64% where training alone brings failures about.
 void v6(std::int64_t seeds) {
-  constexpr double kMtbf_s = 18 * 60;
+  constexpr double kBetween_s = 18 * 60;
   constexpr double kRecovery_s = 600;
   const PolicySpec policy = plain_policy(kRecovery_s, 300, 0);
 
   std::vector<double> every_18_minutes_s;
-  for (int i = 0; i < 100; ++i) every_18_minutes_s.push_back(i * kMtbf_s);
-  const double in_full = measure({job_failing_at(every_18_minutes_s, policy, 100 * kMtbf_s)}, time_not_recovering)[0];
-  CHECK(in_full == Approx((kMtbf_s - kRecovery_s) / kMtbf_s).epsilon(0.001));
+  for (int i = 0; i < 100; ++i) every_18_minutes_s.push_back(i * kBetween_s);
+  const double in_full =
+      measure({job_failing_at(every_18_minutes_s, policy, 100 * kBetween_s)}, time_not_recovering)[0];
+  CHECK(in_full == Approx((kBetween_s - kRecovery_s) / kBetween_s).epsilon(0.001));
   CHECK(in_full == Approx(0.44).margin(0.005));
   report("V6, each recovery in full", {in_full, 0}, 8.0 / 18);
 
-  const Estimate spared = over_even_failures(kMtbf_s, policy, 100, Recoveries::Spared, 4, time_not_recovering);
+  const Estimate spared = over_even_failures(kBetween_s, policy, 100, Recoveries::Spared, 4, time_not_recovering);
   CHECK(spared.mean == Approx(18.0 / 28).epsilon(0.005));
   report("V6, failures on the clock of training", spared, 18.0 / 28);
 
-  const double expected = std::exp(-kRecovery_s / kMtbf_s);
-  const Estimate even = over_even_failures(kMtbf_s, policy, 100, Recoveries::Struck, 4, time_not_recovering);
+  const double expected = std::exp(-kRecovery_s / kBetween_s);
+  const Estimate even = over_even_failures(kBetween_s, policy, 100, Recoveries::Struck, 4, time_not_recovering);
   CHECK(even.mean == Approx(expected).epsilon(0.02));
-  const Estimate random = over_seeds(renewal_job(kMtbf_s, policy, 300 * kMtbf_s), seeds, time_not_recovering);
+  const Estimate random = over_seeds(renewal_job(kBetween_s, policy, 300 * kBetween_s), seeds, time_not_recovering);
   CHECK(std::abs(random.mean - expected) < 4 * random.standard_error);
   report("V6, failures on the wall clock", random, expected);
 

@@ -297,6 +297,18 @@ TEST_CASE("A checkpoint that still drains cannot be restored") {
   CHECK(late.band_s(Band::LostWork) == Approx(4300 - 3610));
 }
 
+TEST_CASE("Checkpoints that come faster than they are written wait for one another") {
+  RunInput input = small_job();
+  input.cluster.storage.remote_write_bytes_per_s = 1e9;
+  input.checkpoint_bytes = 5000e9;  // and one is taken every hour
+  std::vector<double> durable_s;
+  for (const RunEvent& event : simulate(input).events)
+    if (event.kind == RunEventKind::CheckpointDurable) durable_s.push_back(static_cast<double>(event.time_ns) / 1e9);
+  REQUIRE(durable_s.size() == 16);
+  for (std::size_t i = 0; i < durable_s.size(); ++i)
+    CHECK(durable_s[i] == Approx(3600 + 5000 * static_cast<double>(i + 1)).margin(1e-8));
+}
+
 TEST_CASE("The same seed gives the same run, another seed another") {
   RunInput input = colossus(fast_policy(), 2 * 86400.0);
   input.faults = llama3_total();

@@ -2,12 +2,12 @@
 #include <catch2/catch.hpp>
 
 #include "models/spec/scenario.h"
+#include "tests/spec/broken.h"
 
 using namespace trainyard;
+using namespace trainyard::testing;
 
 namespace {
-
-const std::string kScenarios = std::string(TRAINYARD_SOURCE_DIR) + "/scenarios/";
 
 Result<Scenario> with(const std::string& faults, const std::string& policy = R"("policies/grok-90s.json")") {
   return parse_scenario(R"({
@@ -28,24 +28,13 @@ FaultSpec faults_of(const std::string& text) {
   return scenario.value().faults;
 }
 
-void expect(const std::string& faults, const std::vector<std::string>& fragments, std::size_t problems = 1) {
+void expect_of_faults(const std::string& faults, const std::vector<std::string>& fragments, std::size_t problems = 1) {
   const Result<Scenario> scenario = with(faults);
   REQUIRE_FALSE(scenario.ok());
-  std::string all;
-  for (const Problem& problem : scenario.problems()) {
-    CHECK_FALSE(problem.rule.empty());
-    CHECK_FALSE(problem.fix.empty());
-    all += to_string(problem) + "\n";
-  }
+  const std::string all = all_problems(scenario);
   INFO(all);
   CHECK(scenario.problems().size() == problems);
   for (const std::string& fragment : fragments) CHECK(all.find(fragment) != std::string::npos);
-}
-
-std::string replaced(std::string text, const std::string& what, const std::string& with_this) {
-  const std::size_t at = text.find(what);
-  REQUIRE(at != std::string::npos);
-  return text.replace(at, what.size(), with_this);
 }
 
 std::string cause(const std::string& scope, const std::string& mode) {
@@ -75,8 +64,9 @@ TEST_CASE("a cause may say what breaks") {
 }
 
 TEST_CASE("modes that are wrong") {
-  expect(cause("gpu", "gsp_hnag"), {"$.faults.causes[0].mode", "did you mean \"gsp_hang\""});
-  expect(cause("node", "gsp_hang"), {"$.faults.causes[0].mode = gsp_hang", "is of scope gpu", "\"scope\": \"gpu\""});
+  expect_of_faults(cause("gpu", "gsp_hnag"), {"$.faults.causes[0].mode", "did you mean \"gsp_hang\""});
+  expect_of_faults(cause("node", "gsp_hang"),
+                   {"$.faults.causes[0].mode = gsp_hang", "is of scope gpu", "\"scope\": \"gpu\""});
 }
 
 TEST_CASE("an injected fault has a kind or a mode") {
@@ -87,10 +77,11 @@ TEST_CASE("an injected fault has a kind or a mode") {
   CHECK(both.injected[1].kind == InjectedKind::GpuSlow);
   CHECK(both.injected[2].mode == FaultMode::GpuOffBus);
   CHECK(both.injected[2].kind == InjectedKind::NodeCrash);
-  expect(R"({"injected": [{"node": 0}]})", {"$.faults.injected[0].kind", "or a mode"});
-  expect(R"({"injected": [{"node": 0, "kind": "link_down", "mode": "link_flap"}]})", {"and not both"});
-  expect(R"({"injected": [{"node": 0, "mode": "gpu_power_throttle"}]})", {"injected[0].factor", "above 1"});
-  expect(R"({"injected": [{"node": 0, "mode": "gpu_off_bus", "factor": 2}]})", {"injected[0].factor", "means nothing"});
+  expect_of_faults(R"({"injected": [{"node": 0}]})", {"$.faults.injected[0].kind", "or a mode"});
+  expect_of_faults(R"({"injected": [{"node": 0, "kind": "link_down", "mode": "link_flap"}]})", {"and not both"});
+  expect_of_faults(R"({"injected": [{"node": 0, "mode": "gpu_power_throttle"}]})", {"injected[0].factor", "above 1"});
+  expect_of_faults(R"({"injected": [{"node": 0, "mode": "gpu_off_bus", "factor": 2}]})",
+                   {"injected[0].factor", "means nothing"});
 }
 
 TEST_CASE("a mode that stops the job needs a run over time") {
@@ -121,90 +112,98 @@ TEST_CASE("a fleet is read, and its long-run rate is stated") {
 
 TEST_CASE("generators that are wrong") {
   SECTION("no kind") {
-    expect(R"({"generator": {"source": "y", "nodes": 3}})", {"$.faults.generator.kind", "is missing"});
+    expect_of_faults(R"({"generator": {"source": "y", "nodes": 3}})", {"$.faults.generator.kind", "is missing"});
   }
   SECTION("an unknown kind") {
-    expect(replaced(kFleet, "\"fleet\"", "\"flet\""), {"$.faults.generator.kind", "did you mean \"fleet\""});
+    expect_of_faults(replaced(kFleet, "\"fleet\"", "\"flet\""), {"$.faults.generator.kind", "did you mean \"fleet\""});
   }
   SECTION("keys of another kind") {
-    expect(R"({"generator": {"kind": "poisson", "nodes": 3}})", {"$.faults.generator.nodes", "not a key"});
+    expect_of_faults(R"({"generator": {"kind": "poisson", "nodes": 3}})", {"$.faults.generator.nodes", "not a key"});
   }
-  SECTION("no source") { expect(replaced(kFleet, R"("source": "y",)", ""), {"generator.source", "is missing"}); }
+  SECTION("no source") {
+    expect_of_faults(replaced(kFleet, R"("source": "y",)", ""), {"generator.source", "is missing"});
+  }
   SECTION("a share above 1") {
-    expect(replaced(kFleet, "\"share\": 0.1", "\"share\": 1.1"), {"$.faults.generator.lemons.share = 1.1"});
+    expect_of_faults(replaced(kFleet, "\"share\": 0.1", "\"share\": 1.1"), {"$.faults.generator.lemons.share = 1.1"});
   }
   SECTION("a factor of no lemons") {
-    expect(replaced(kFleet, "\"share\": 0.1", "\"share\": 0"),
-           {"$.faults.generator.lemons.factor = 5", "means nothing"});
+    expect_of_faults(replaced(kFleet, "\"share\": 0.1", "\"share\": 0"),
+                     {"$.faults.generator.lemons.factor = 5", "means nothing"});
   }
   SECTION("always fails again") {
-    expect(replaced(kFleet, "\"probability\": 0.3", "\"probability\": 1"), {"refailure.probability = 1"});
+    expect_of_faults(replaced(kFleet, "\"probability\": 0.3", "\"probability\": 1"), {"refailure.probability = 1"});
   }
   SECTION("a burst of one") {
-    expect(replaced(kFleet, "\"max_nodes\": 9", "\"max_nodes\": 1"), {"bursts.max_nodes = 1"});
+    expect_of_faults(replaced(kFleet, "\"max_nodes\": 9", "\"max_nodes\": 1"), {"bursts.max_nodes = 1"});
   }
   SECTION("bursts of nothing") {
-    expect(replaced(kFleet, "\"burst_weight\": 1, ", ""), {"$.faults.generator.classes", "burst_weight"});
+    expect_of_faults(replaced(kFleet, "\"burst_weight\": 1, ", ""), {"$.faults.generator.classes", "burst_weight"});
   }
-  SECTION("no weight") { expect(replaced(kFleet, "\"weight\": 1", "\"weight\": 0"), {"generator.classes", "weight"}); }
+  SECTION("no weight") {
+    expect_of_faults(replaced(kFleet, "\"weight\": 1", "\"weight\": 0"), {"generator.classes", "weight"});
+  }
   SECTION("no classes") {
-    expect(R"({"generator": {"kind": "fleet", "source": "y", "rate_per_node_day": 0.01, "classes": []}})",
-           {"generator.classes = []"}, 2);
+    expect_of_faults(R"({"generator": {"kind": "fleet", "source": "y", "rate_per_node_day": 0.01, "classes": []}})",
+                     {"generator.classes = []"}, 2);
   }
   SECTION("a rate of 0") {
-    expect(replaced(kFleet, "\"rate_per_node_day\": 0.01", "\"rate_per_node_day\": 0"), {"rate_per_node_day = 0"});
+    expect_of_faults(replaced(kFleet, "\"rate_per_node_day\": 0.01", "\"rate_per_node_day\": 0"),
+                     {"rate_per_node_day = 0"});
   }
   SECTION("a class that strikes the job") {
-    expect(replaced(kFleet, "host_crash", "user_error"),
-           {"generator.classes[0].mode = user_error", "one of the causes"});
+    expect_of_faults(replaced(kFleet, "host_crash", "user_error"),
+                     {"generator.classes[0].mode = user_error", "one of the causes"});
   }
   SECTION("a class that is called like a cause") {
-    expect(replaced(
-               kFleet, "{\"generator\"",
-               R"({"causes": [{"name": "a", "scope": "gpu", "rate_per_gpu_hour": 1e-5, "source": "y"}], "generator")"),
-           {"generator.classes[0].name = a"});
+    expect_of_faults(
+        replaced(
+            kFleet, "{\"generator\"",
+            R"({"causes": [{"name": "a", "scope": "gpu", "rate_per_gpu_hour": 1e-5, "source": "y"}], "generator")"),
+        {"generator.classes[0].name = a"});
   }
   SECTION("far too many faults") {
-    expect(replaced(replaced(kFleet, "\"rate_per_node_day\": 0.01", "\"rate_per_node_day\": 24"), "\"factor\": 5",
-                    "\"factor\": 1e6"),
-           {"failures", "are expected in this run"});
+    expect_of_faults(replaced(replaced(kFleet, "\"rate_per_node_day\": 0.01", "\"rate_per_node_day\": 24"),
+                              "\"factor\": 5", "\"factor\": 1e6"),
+                     {"failures", "are expected in this run"});
   }
 }
 
 TEST_CASE("traces that are wrong") {
   CHECK(faults_of(kTrace).generator.trace.faults[1].start_day == 1);
   SECTION("three numbers") {
-    expect(replaced(kTrace, "[4, 1, 1.5, 0]", "[4, 1, 1.5]"),
-           {"$.faults.generator.faults", "[4,1,1.5]", "four numbers"});
+    expect_of_faults(replaced(kTrace, "[4, 1, 1.5, 0]", "[4, 1, 1.5]"),
+                     {"$.faults.generator.faults", "[4,1,1.5]", "four numbers"});
   }
-  SECTION("a negative node") { expect(replaced(kTrace, "[4, 1", "[-4, 1"), {"generator.faults", "[-4,1,1.5,0]"}); }
-  SECTION("text") { expect(replaced(kTrace, "[4, 1", "[\"a\", 1"), {"generator.faults"}); }
+  SECTION("a negative node") {
+    expect_of_faults(replaced(kTrace, "[4, 1", "[-4, 1"), {"generator.faults", "[-4,1,1.5,0]"});
+  }
+  SECTION("text") { expect_of_faults(replaced(kTrace, "[4, 1", "[\"a\", 1"), {"generator.faults"}); }
   SECTION("no list") {
-    expect(replaced(kTrace, "[[3, 0.5, 1, 0], [4, 1, 1.5, 0]]", "7"), {"generator.faults", "must be a list"});
+    expect_of_faults(replaced(kTrace, "[[3, 0.5, 1, 0], [4, 1, 1.5, 0]]", "7"), {"generator.faults", "must be a list"});
   }
   SECTION("a node that is not there") {
-    expect(replaced(kTrace, "[4, 1", "[8, 1"), {"$.faults.generator.faults[1] = node 8", "8 nodes"});
+    expect_of_faults(replaced(kTrace, "[4, 1", "[8, 1"), {"$.faults.generator.faults[1] = node 8", "8 nodes"});
   }
   SECTION("a class that is not there") {
-    expect(replaced(kTrace, "1.5, 0]", "1.5, 7]"), {"generator.faults[1] = class 7"});
+    expect_of_faults(replaced(kTrace, "1.5, 0]", "1.5, 7]"), {"generator.faults[1] = class 7"});
   }
   SECTION("a node number beyond 64 bits' half") {
-    expect(replaced(kTrace, "[4, 1", "[18446744073709551615, 1"), {"generator.faults[1] = node"});
+    expect_of_faults(replaced(kTrace, "[4, 1", "[18446744073709551615, 1"), {"generator.faults[1] = node"});
   }
   SECTION("an end before its start") {
-    expect(replaced(kTrace, "[4, 1, 1.5", "[4, 1, 0.5"), {"generator.faults[1] = days 1 to 0.5"});
+    expect_of_faults(replaced(kTrace, "[4, 1, 1.5", "[4, 1, 0.5"), {"generator.faults[1] = days 1 to 0.5"});
   }
   SECTION("an end after the trace's") {
-    expect(replaced(kTrace, "[4, 1, 1.5", "[4, 1, 2.5"), {"generator.faults[1] = days 1 to 2.5", "2 days"});
+    expect_of_faults(replaced(kTrace, "[4, 1, 1.5", "[4, 1, 2.5"), {"generator.faults[1] = days 1 to 2.5", "2 days"});
   }
   SECTION("fewer nodes than the run holds") {
-    expect(R"({"generator": {"kind": "trace", "source": "y", "nodes": 2, "days": 2,
+    expect_of_faults(R"({"generator": {"kind": "trace", "source": "y", "nodes": 2, "days": 2,
                "classes": [{"name": "a", "mode": "host_crash"}], "faults": []}})",
-           {"$.faults.generator.nodes = 2", "holds 3 nodes"});
+                     {"$.faults.generator.nodes = 2", "holds 3 nodes"});
   }
   SECTION("a trace that ends before the run") {
-    expect(R"({"generator": {"kind": "trace", "source": "y", "nodes": 8, "days": 0.5,
+    expect_of_faults(R"({"generator": {"kind": "trace", "source": "y", "nodes": 8, "days": 0.5,
                "classes": [{"name": "a", "mode": "host_crash"}], "faults": []}})",
-           {"$.faults.generator.days = 0.5", "1 days"});
+                     {"$.faults.generator.days = 0.5", "1 days"});
   }
 }

@@ -2,12 +2,12 @@
 #include <catch2/catch.hpp>
 
 #include "models/spec/scenario.h"
+#include "tests/spec/broken.h"
 
 using namespace trainyard;
+using namespace trainyard::testing;
 
 namespace {
-
-const std::string kScenarios = std::string(TRAINYARD_SOURCE_DIR) + "/scenarios/";
 
 // A scenario file in scenarios/, so that references resolve; only its text is made up.
 std::string good() {
@@ -21,23 +21,8 @@ std::string good() {
   })";
 }
 
-std::string replaced(std::string text, const std::string& what, const std::string& with) {
-  const std::size_t at = text.find(what);
-  REQUIRE(at != std::string::npos);
-  return text.replace(at, what.size(), with);
-}
-
-// All problems as one text, or "" when the scenario is fine.
 std::string problems_of(const std::string& text) {
-  const Result<Scenario> scenario = parse_scenario(text, kScenarios + "test.json");
-  if (scenario) return "";
-  std::string all;
-  for (const Problem& problem : scenario.problems()) {
-    CHECK_FALSE(problem.rule.empty());
-    CHECK_FALSE(problem.fix.empty());
-    all += to_string(problem) + "\n";
-  }
-  return all;
+  return all_problems(parse_scenario(text, kScenarios + "test.json"));
 }
 
 void expect(const std::string& text, const std::vector<std::string>& fragments) {

@@ -14,7 +14,7 @@ ModelSpec shipped(const std::string& name) {
   return load_model(std::string(TRAINYARD_SOURCE_DIR) + "/scenarios/models/" + name + ".json").value();
 }
 
-Problems problems_of(const std::string& config) {
+Problems refused(const std::string& config) {
   const TempDir dir;
   write_file(dir.file("config.json"), config);
   const Result<ModelSpec> read = load_hugging_face_config(dir.file("config.json"));
@@ -63,30 +63,28 @@ TEST_CASE("what Hugging Face's classes cannot say is refused, not dropped") {
 }
 
 TEST_CASE("a config.json that is wrong, or asks for what is not supported, says so") {
-  CHECK(problems_of(R"({ "model_type": "llama", )" + std::string(kLlama) + "}").empty());
-  CHECK(problems_of(R"({ "model_type": "bert" })").front().path == "$.model_type");
-  CHECK(problems_of("[]").front().path == "$");
-  CHECK(problems_of(R"({ "model_type": "llama" })").size() > 3);
-  CHECK(
-      problems_of(R"({ "model_type": "llama", "rope_scaling": { "rope_type": "llama3" }, )" + std::string(kLlama) + "}")
-          .front()
-          .path == "$.rope_scaling");
-  CHECK(problems_of(R"({ "model_type": "llama", "rms_norm_eps": "small", )" + std::string(kLlama) + "}").front().path ==
+  CHECK(refused(R"({ "model_type": "llama", )" + std::string(kLlama) + "}").empty());
+  CHECK(refused(R"({ "model_type": "bert" })").front().path == "$.model_type");
+  CHECK(refused("[]").front().path == "$");
+  CHECK(refused(R"({ "model_type": "llama" })").size() > 3);
+  CHECK(refused(R"({ "model_type": "llama", "rope_scaling": { "rope_type": "llama3" }, )" + std::string(kLlama) + "}")
+            .front()
+            .path == "$.rope_scaling");
+  CHECK(refused(R"({ "model_type": "llama", "rms_norm_eps": "small", )" + std::string(kLlama) + "}").front().path ==
         "$.rms_norm_eps");
-  CHECK(
-      problems_of(R"({ "model_type": "llama", "num_key_value_heads": 3, )" + std::string(kLlama) + "}").front().path ==
-      "$.num_key_value_heads");
+  CHECK(refused(R"({ "model_type": "llama", "num_key_value_heads": 3, )" + std::string(kLlama) + "}").front().path ==
+        "$.num_key_value_heads");
 }
 
 TEST_CASE("quantized weights are refused, and what is missing is said once") {
   const std::string start = std::string(R"({"model_type": "llama", )") + kLlama;
-  CHECK(problems_of(start + "}").empty());
-  const Problems quantized = problems_of(start + R"(, "quantization_config": {"quant_method": "gptq"}})");
+  CHECK(refused(start + "}").empty());
+  const Problems quantized = refused(start + R"(, "quantization_config": {"quant_method": "gptq"}})");
   REQUIRE(quantized.size() == 1);
   CHECK(quantized.front().path == "$.quantization_config");
   std::string without = start + "}";
   without.erase(without.find(R"(, "hidden_act")"), std::string(R"(, "hidden_act": "silu")").size());
-  const Problems missing = problems_of(without);
+  const Problems missing = refused(without);
   REQUIRE(missing.size() == 1);
   CHECK(missing.front().rule == "is missing");
 }

@@ -9,13 +9,13 @@
 
 #include "models/spec/json_reader.h"
 #include "models/spec/scenario.h"
+#include "tests/spec/broken.h"
 #include "tests/store/temp_dir.h"
 
 using namespace trainyard;
+using namespace trainyard::testing;
 
 namespace {
-
-const std::string kScenarios = std::string(TRAINYARD_SOURCE_DIR) + "/scenarios/";
 
 // A scenario whose parts are files of their own, in a folder of its own.
 struct Folder {

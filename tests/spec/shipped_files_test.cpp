@@ -8,13 +8,13 @@
 #include <set>
 
 #include "models/spec/sweep_spec.h"
+#include "tests/spec/broken.h"
 #include "tests/store/temp_dir.h"
 
 using namespace trainyard;
+using namespace trainyard::testing;
 
 namespace {
-
-const std::string kScenarios = std::string(TRAINYARD_SOURCE_DIR) + "/scenarios/";
 
 // Files of a folder under scenarios/, and of the folders in it.
 std::vector<std::string> files_in(const std::string& folder) {

@@ -19,6 +19,24 @@ namespace {
 /// with it evenly; a NIC is slow for a while before anybody waits for it.
 double grid_of(InjectedKind kind) { return kind == InjectedKind::GpuSlow ? 1.5 : 1.25; }
 
+/// Of ranks of one stage that go at one pace.
+using Slowest = std::map<InjectedKind, InjectedFault>;
+
+bool as_slow(const Slowest& a, const Slowest& b) {
+  return std::all_of(b.begin(), b.end(), [&a](const auto& part) {
+    const auto found = a.find(part.first);
+    return found != a.end() && found->second.factor >= part.second.factor;
+  });
+}
+
+/// Others of the stage are as slow in everything; of equals the first counts.
+bool outdone(const Slowest& slowest, std::int64_t pace, const std::map<std::int64_t, Slowest>& paces) {
+  return std::any_of(paces.begin(), paces.end(), [&](const auto& other) {
+    return other.first != pace && as_slow(other.second, slowest) &&
+           (other.first < pace || !as_slow(slowest, other.second));
+  });
+}
+
 }  // namespace
 
 std::string StepQuestion::key() const {
@@ -60,13 +78,16 @@ JobState StepStates::reduced(const JobState& state) const {
     if (moved) out.moved = state.moved;
     return out;
   }
-  std::map<std::pair<std::int64_t, InjectedKind>, InjectedFault> slowest;  // by stage
+  std::map<std::int64_t, std::map<std::int64_t, Slowest>> stages;  // by stage, then by those who go at one pace
   for (const auto& [where, factor] : factors) {
-    InjectedFault& its = slowest[{mesh_.coordinates(where.first).pp, where.second}];
+    if (factor <= 1) continue;
+    InjectedFault& its = stages[stage_of(where.first)][pace_of(where.first)][where.second];
     if (factor > its.factor) its = fault_of(where.first, where.second, factor);
   }
-  for (const auto& [where, part] : slowest)
-    if (part.factor > 1) out.slow.push_back(part);
+  for (const auto& [stage, paces] : stages)
+    for (const auto& [pace, slowest] : paces)
+      if (!outdone(slowest, pace, paces))
+        for (const auto& [kind, part] : slowest) out.slow.push_back(part);
   if (moved) out.moved = farthest(state.moved);
   return out;
 }
@@ -81,18 +102,24 @@ double StepStates::step_s(const JobState& reduced, const Ask& ask) const {
 
 double StepStates::slowdown(const std::vector<InjectedFault>& slowest, const Ask& ask) const {
   const double healthy_s = ask({{}, true});
-  std::map<std::int64_t, double> extra_s;  // by stage
+  std::map<std::int64_t, std::map<std::int64_t, double>> extra_s;  // by stage, then by those who go at one pace
   for (const InjectedFault& part : slowest) {
-    const std::int64_t stage = mesh_.coordinates(rank_of(part)).pp;
-    extra_s[stage] += stage_s(stage, part.kind, part.factor, ask) - healthy_s;
+    const std::int64_t rank = rank_of(part), stage = stage_of(rank);
+    extra_s[stage][pace_of(rank)] += stage_s(stage, part.kind, part.factor, ask) - healthy_s;
   }
   double sum_s = 0, most_s = 0;
-  for (const auto& [stage, s] : extra_s) {
-    sum_s += s;
-    most_s = std::max(most_s, s);
+  for (const auto& [stage, by_pace] : extra_s) {
+    double stage_s = 0;
+    for (const auto& [pace, s] : by_pace) stage_s = std::max(stage_s, s);
+    sum_s += stage_s;
+    most_s = std::max(most_s, stage_s);
   }
   return (healthy_s + most_s + (sum_s - most_s) / passes_) / healthy_s;
 }
+
+std::int64_t StepStates::stage_of(std::int64_t rank) const { return mesh_.coordinates(rank).pp; }
+
+std::int64_t StepStates::pace_of(std::int64_t rank) const { return mesh_.coordinates(rank).dp / dp_together_; }
 
 std::int64_t StepStates::rank_of(const InjectedFault& part) const {
   return part.node * cluster_.gpus_per_node + part.device;

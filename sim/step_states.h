@@ -1,16 +1,16 @@
 // States of a job whose steps take the same time are one state.
 //
 // A run of months comes to thousands of combinations of slow parts and of nodes away from home. Each would be a step to
-// simulate, and one slow GPU among 100,000 splits the job into hundreds of classes of ranks: ten seconds. A small
-// job is simulated as it is. For a large one, the answers to simpler questions are put together:
+// simulate, and one slow GPU among 100,000 splits the job into hundreds of classes of ranks: ten seconds. A small job
+// is simulated as it is. For a large one, the answers to simpler questions are put together:
 //
 // - How much does a stage slow a step when a GPU or a NIC of it is slow, on switches that never fill up? Ranks that
 // meet
 //   in collectives of every layer (tensor, context and expert parallel) go at the pace of the slowest, so all of them
-//   are made as slow. Replicas wait for the slowest at every gradient sync, so it does not matter where it stands.
-//   Between factors that were simulated, times are interpolated. Of several slow stages the slowest counts whole: a
-//   pipeline goes at its pace; the others count only as often as the pipeline fills and drains. A GPU and a NIC that
-//   are slow in one stage count both.
+//   are made as slow, and a GPU and a NIC that are slow among them count both. Others of the stage only wait for them
+//   at every gradient sync, so the slowest count alone, wherever they stand. Between factors that were simulated, times
+//   are interpolated. Of several slow stages the slowest counts whole: a pipeline goes at its pace; the others count
+//   only as often as the pipeline fills and drains.
 // - How much does a node away from home? Only where a tier of switches can fill up; and since replicas wait for the
 //   slowest here too, one node stands for all.
 //
@@ -50,7 +50,7 @@ class StepStates {
   StepStates(const ParallelPlan& plan, const ClusterSpec& cluster, double payload_rate, bool exact);
 
   /// A state that takes the same time, with as little in it as there can be: of a large job's, the slowest part of each
-  /// stage and kind, and one node away from home.
+  /// kind among those of a stage who go at one pace and are not outdone by others, and one node away from home.
   [[nodiscard]] JobState reduced(const JobState& state) const;
 
   /// Seconds that the step takes which is asked about.
@@ -60,6 +60,9 @@ class StepStates {
 
  private:
   [[nodiscard]] std::int64_t rank_of(const InjectedFault& part) const;
+  [[nodiscard]] std::int64_t stage_of(std::int64_t rank) const;
+  /// Ranks of a stage with the same number here wait for each other in every layer.
+  [[nodiscard]] std::int64_t pace_of(std::int64_t rank) const;
   [[nodiscard]] double slowdown(const std::vector<InjectedFault>& slowest, const Ask& ask) const;
   [[nodiscard]] double stage_s(std::int64_t stage, InjectedKind kind, double factor, const Ask& ask) const;
   [[nodiscard]] StepQuestion slow_stage(std::int64_t stage, InjectedKind kind, double factor) const;

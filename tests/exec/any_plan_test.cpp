@@ -102,7 +102,7 @@ void compare_pairs(std::int64_t steps) {
   }
   const PlanSpace space(models, base_plan(Precision::F64), kMaxRanks, true);
   const std::vector<Choices> points = space.pairwise();
-  for (std::size_t i = 0; i < points.size(); i += testing::kSanitized ? 5 : 1) {
+  for (std::size_t i = 0; i < points.size(); i += testing::kSanitized ? 15 : 1) {
     const Choices& point = points[i];
     ParallelPlan plan = space.plan_of(point);
     INFO(describe(models[space.model_of(point)], plan));
@@ -121,7 +121,7 @@ TEST_CASE("any plan, same loss over twenty steps: every pair of choices", "[.slo
 
 TEST_CASE("the same plan twice gives the same bits", "[exec]") {
   for (const Precision precision : {Precision::F32, Precision::Bf16}) {
-    const Comparison job(ModelFamily::Mixtral, precision, kSteps);
+    const Comparison job(ModelFamily::Mixtral, precision, testing::kSanitized ? kFewSteps : kSteps);
     ParallelPlan plan = base_plan(precision);
     plan.tp = plan.dp = plan.ep = plan.pp = 2;
     plan.zero_stage = 3;

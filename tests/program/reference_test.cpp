@@ -10,6 +10,7 @@
 #include "tests/program/reference.h"
 #include "tests/program/tiny_models.h"
 #include "tests/program/training.h"
+#include "tests/sanitized.h"
 
 using namespace trainyard;
 
@@ -201,7 +202,7 @@ void drop_edges(StepProgram program, std::size_t stride) {
 }  // namespace
 
 TEST_CASE("what check passes gives one result in any order; what it refuses goes wrong in some", "[program]") {
-  drop_edges(small_program(GENERATE(ModelFamily::Llama, ModelFamily::Grok1)), 5);
+  drop_edges(small_program(GENERATE(ModelFamily::Llama, ModelFamily::Grok1)), testing::kSanitized ? 25 : 5);
 }
 
 TEST_CASE("the same for every edge", "[.nightly]") {

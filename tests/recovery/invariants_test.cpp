@@ -9,6 +9,7 @@
 #include <catch2/catch.hpp>
 
 #include "tests/recovery/yard.h"
+#include "tests/sanitized.h"
 
 using namespace trainyard::recovery;
 using trainyard::RandomStream;
@@ -18,7 +19,7 @@ using trainyard::recovery::testing::Yard;
 
 namespace {
 
-constexpr int kNights = 200;
+constexpr int kNights = trainyard::testing::kSanitized ? 40 : 200;
 constexpr int kEventsPerNight = 600;
 
 /// All that an observer can see of the controller.

@@ -63,7 +63,7 @@ double lowest(const std::vector<double>& x, const std::vector<double>& y) {
 
 }  // namespace
 
-TEST_CASE("V12: Daly's interval is the exact optimum to three digits while a save is short") {
+TEST_CASE("V12: Daly's interval is the exact optimum to three digits while a save is short", "[statistics]") {
   for (const double ratio : {1e-4, 1e-3, 0.00274, 0.01, 0.02, 0.03, 0.04}) {
     INFO("d/M = " << ratio);
     const double exact_s = optimal_checkpoint_interval_s(kMtbf_s, ratio * kMtbf_s);
@@ -73,7 +73,7 @@ TEST_CASE("V12: Daly's interval is the exact optimum to three digits while a sav
   CHECK(daly_interval_s(kMtbf_s, kMtbf_s) < 0.99 * optimal_checkpoint_interval_s(kMtbf_s, kMtbf_s));
 }
 
-TEST_CASE("V12: drawn failures agree with both closed forms, and tell them apart") {
+TEST_CASE("V12: drawn failures agree with both closed forms, and tell them apart", "[statistics]") {
   RandomStream draws(1, "test.drawn");
   const double mtbf_s = 1824.6;
   const double interval_s = optimal_checkpoint_interval_s(mtbf_s, 5);
@@ -162,11 +162,11 @@ void check_best_interval(double stall, const Estimate& best) {
 
 }  // namespace
 
-TEST_CASE("Effective time is within 2% of the closed form that applies, and not of the other") {
+TEST_CASE("Effective time is within 2% of the closed form that applies, and not of the other", "[statistics]") {
   check_grid({0.1, 1}, {0.02}, {1.5}, 200, 4);
 }
 
-TEST_CASE("A sweep finds the exact optimum, not Young's") {
+TEST_CASE("A sweep finds the exact optimum, not Young's", "[statistics]") {
   const Estimate best = best_interval(0.1, 5, 0.3, 150, 5);
   check_best_interval(0.1, best);
   CHECK(young_interval_s(1, 0.1) / optimal_checkpoint_interval_s(1, 0.1) > best.mean + 5 * best.standard_error);

@@ -77,7 +77,8 @@ void check_counts(const RunInput& input, const Runs& runs, std::int64_t seeds) {
 
 }  // namespace
 
-TEST_CASE("V5: Llama 3's 54 days have 419 interruptions, each cause as often as published, and are 90% effective") {
+TEST_CASE("V5: Llama 3's 54 days have 419 interruptions, each cause as often as published, and are 90% effective",
+          "[statistics]") {
   const RunInput input = shipped_run();
   REQUIRE(input.faults.causes.size() == 18);
   CHECK(input.policy.recovery_s() == 300);

@@ -131,10 +131,12 @@ void v11(std::int64_t seeds) {
 
 }  // namespace
 
-TEST_CASE("V9: the spares that a month on Delta was said to need are enough, and fewer would do") { v9({1}, 4); }
+TEST_CASE("V9: the spares that a month on Delta was said to need are enough, and fewer would do", "[statistics]") {
+  v9({1}, 4);
+}
 
-TEST_CASE(
-    "V11: at Clockwork's rate of failures restarts take longer than moves, twice as long if one takes 26 minutes") {
+TEST_CASE("V11: at Clockwork's rate of failures restarts take longer than moves, twice as long if one takes 26 minutes",
+          "[statistics]") {
   v11(4);
 }
 

@@ -194,22 +194,25 @@ void v8(std::int64_t seeds) {
 
 }  // namespace
 
-TEST_CASE("V1: RSC-1's node rate is a failure every 1.8 hours at 16,384 GPUs and every 0.23 at 131,072") { v1(3); }
+TEST_CASE("V1: RSC-1's node rate is a failure every 1.8 hours at 16,384 GPUs and every 0.23 at 131,072",
+          "[statistics]") {
+  v1(3);
+}
 
-TEST_CASE(
-    "V2: nodes alone miss the measured 7.9 hours at 1,024 GPUs 3.6-fold; a cause of the job's own closes the gap") {
+TEST_CASE("V2: nodes alone miss the measured 7.9 hours at 1,024 GPUs 3.6-fold; a cause of the job's own closes the gap",
+          "[statistics]") {
   v2(3);
 }
 
-TEST_CASE("V3: 0.9 on 12,000 GPUs takes fewer failures or faster saves") { v3(3); }
+TEST_CASE("V3: 0.9 on 12,000 GPUs takes fewer failures or faster saves", "[statistics]") { v3(3); }
 
-TEST_CASE("V4: 100,000 GPUs at RSC-2's rate reach 0.9 with two minutes of everything") { v4(3); }
+TEST_CASE("V4: 100,000 GPUs at RSC-2's rate reach 0.9 with two minutes of everything", "[statistics]") { v4(3); }
 
-TEST_CASE("V6: FT-HSDP's synchronous 44%, and what two other clocks make of it") { v6(3); }
+TEST_CASE("V6: FT-HSDP's synchronous 44%, and what two other clocks make of it", "[statistics]") { v6(3); }
 
-TEST_CASE("V7: thirty minutes to ninety seconds at 100,000 GPUs, 0.346 to 0.883") { v7(2); }
+TEST_CASE("V7: thirty minutes to ninety seconds at 100,000 GPUs, 0.346 to 0.883", "[statistics]") { v7(2); }
 
-TEST_CASE("V8: 100,000 optics that live five years fail every 26.28 minutes") { v8(3); }
+TEST_CASE("V8: 100,000 optics that live five years fail every 26.28 minutes", "[statistics]") { v8(3); }
 
 TEST_CASE("Published figures over many seeds", "[.slow]") {
   SECTION("V1") { v1(100); }

@@ -217,7 +217,7 @@ TEST_CASE("All evidence is quicker than timeouts, and not always right") {
 // Meta's FT-HSDP (arXiv:2602.00277): at 98K GPUs with a failure every 18 minutes, 44% with restarts of 10 minutes; 80%
 // with 12 replicas, of which 11 go on after 3 minutes of standing still in all, and the twelfth is back after 7
 // minutes.
-TEST_CASE("FT-HSDP: eleven of twelve replicas go on, 44% becomes 80%") {
+TEST_CASE("FT-HSDP: eleven of twelve replicas go on, 44% becomes 80%", "[statistics]") {
   RunInput input = replicated(12);
   input.duration_s = 20 * 86400;
   input.policy.in_process_restart = true;

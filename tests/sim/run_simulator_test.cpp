@@ -163,7 +163,7 @@ TEST_CASE("A node that never comes back leaves the job waiting to the end") {
   CHECK(sum_s(result) == Approx(86400).margin(1e-9));
 }
 
-TEST_CASE("Repair times follow the policy's lognormal") {
+TEST_CASE("Repair times follow the policy's lognormal", "[statistics]") {
   RunInput input = colossus(fast_policy(), 30 * 86400.0);
   input.faults = llama3_total();
   const RunResult result = simulate(input);

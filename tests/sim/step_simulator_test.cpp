@@ -8,6 +8,7 @@
 #include "sim/platform.h"
 #include "sim/step_simulator.h"
 #include "tests/program/tiny_models.h"
+#include "tests/sanitized.h"
 
 using namespace trainyard;
 
@@ -115,7 +116,7 @@ std::vector<std::pair<double, double>> by_rank(const StepProgram& program, const
 TEST_CASE("folding and merging change nothing", "[sim]") {
   RandomStream random(17, "fold");
   std::size_t folded_classes = 0, ranks = 0;
-  for (int i = 0; i < 200; ++i) {
+  for (int i = 0; i < (testing::kSanitized ? 60 : 200); ++i) {
     ModelSpec model = tiny_model(static_cast<ModelFamily>(random.below(4)));
     model.num_hidden_layers = 8;
     const ClusterSpec cluster = small_cluster(random);

@@ -99,6 +99,30 @@ TEST_CASE("States of experts, put together, take what they take", "[.slow]") {
   check_errors("Grok-1", errors(small("published/grok1-dgxc-512.json", 8), 6), 0.01, 0.05);
 }
 
+TEST_CASE("A slow GPU and a slow NIC add up where ranks meet in every layer, and nowhere else") {
+  const Job job = small("published/grok1-dgxc-512.json", 8);
+  const double payload = job.cost.nic_payload_rate(job.scenario.cluster.nic_bytes_per_s);
+  const StepStates states(job.scenario.plan, job.scenario.cluster, payload, false);
+  const auto ask = [](const StepQuestion& question) {
+    if (question.state.slow.empty()) return 10.0;
+    return question.state.slow.front().kind == InjectedKind::GpuSlow ? 15.0 : 12.0;
+  };
+  // 64 ranks a stage; experts over the first 32 of them, and over the others.
+  const auto step_s = [&](std::int64_t gpu, std::int64_t nic) {
+    InjectedFault slow_gpu, slow_nic;
+    slow_gpu.kind = InjectedKind::GpuSlow;
+    slow_gpu.node = gpu / 8;
+    slow_gpu.factor = 1.5;
+    slow_nic.kind = InjectedKind::NicSlow;
+    slow_nic.node = nic / 8;
+    slow_nic.factor = 1.25;
+    return states.step_s(states.reduced({{slow_gpu, slow_nic}, {}}), ask);
+  };
+  CHECK(step_s(64, 88) == Approx(17));
+  CHECK(step_s(64, 104) == Approx(15));
+  CHECK(step_s(64, 136) == Approx(15).epsilon(0.001));  // another stage
+}
+
 TEST_CASE("A state reduced says the same, and no more than it must") {
   const Job job = small("published/grok1-dgxc-512.json", 8);
   const double payload = job.cost.nic_payload_rate(job.scenario.cluster.nic_bytes_per_s);
@@ -106,7 +130,7 @@ TEST_CASE("A state reduced says the same, and no more than it must") {
   RandomStream random(8, "states");
   JobState state = some_state(job, 200, random);
   const JobState once = states.reduced(state), twice = states.reduced(once);
-  CHECK(once.slow.size() <= 2 * static_cast<std::size_t>(job.scenario.plan.pp));
+  CHECK(once.slow.size() <= 4 * static_cast<std::size_t>(job.scenario.plan.pp));  // two paces a stage
   REQUIRE(once.slow.size() == twice.slow.size());
   for (std::size_t i = 0; i < once.slow.size(); ++i) CHECK(once.slow[i].factor == twice.slow[i].factor);
   std::reverse(state.slow.begin(), state.slow.end());

@@ -32,7 +32,7 @@ void print_told(const LoggedEvent& told, const std::vector<Action>& actions, con
   if (context.json) {
     json line{{"time_ns", told.at_ns}, {"event", told.event}, {"actions", json::array()}};
     for (const Action& action : actions) line["actions"].push_back(describe(action));
-    std::cout << line.dump() << "\n";
+    std::cout << line.dump(-1, ' ', false, json::error_handler_t::replace) << "\n";
     return;
   }
   std::cout << fmt::format("{:>18} s  {}\n", clock_text(told.at_ns), told.event);
@@ -125,7 +125,7 @@ int replay_run(const ReplayCommand& command, const Context& context) {
     report["difference"] = difference(replayed.replay, replayed.last);
   std::ostream& out = command.log ? std::cerr : std::cout;
   if (context.json) {
-    if (!command.log) out << report.dump(2) << "\n";
+    if (!command.log) out << report.dump(2, ' ', false, json::error_handler_t::replace) << "\n";
   } else if (same) {
     out << fmt::format(
         "run {}: {}\n  {} events lead to the same {} actions again, also with its steps told one by one\n", run.id,

@@ -114,6 +114,7 @@ double StepMemo::simulated(const StepQuestion& question) {
   const auto start = std::chrono::steady_clock::now();
   ClusterSpec cluster = job_.scenario.cluster;
   if (question.without_tiers) cluster.tiers.clear();
+  cluster.nic_bytes_per_s *= question.state.nic_share;
   StepOptions step = options();
   step.degradations = question.state.slow;
   step.moved = question.state.moved;

@@ -20,6 +20,8 @@ struct JobState {
   std::vector<InjectedFault> slow;
   /// By position.
   std::vector<MovedNode> moved;
+  /// Of every NIC's bandwidth, what copies of checkpoints on their way to peers leave to training.
+  double nic_share = 1;
 };
 
 }  // namespace trainyard

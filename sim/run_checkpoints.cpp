@@ -67,10 +67,21 @@ void RunWorld::write_copies(const ActionKey& key, std::deque<Tier> tiers) {
   switch (tier) {
     case Tier::Device:
     case Tier::Host: return done();
-    case Tier::Peer: return move(StorageTraffic::Way::ToPeers, input_.checkpoint_bytes, done);
+    case Tier::Peer: return copy_to_peers(done);
     case Tier::Nvme: return move(StorageTraffic::Way::ToNvme, input_.checkpoint_bytes, done);
     case Tier::Remote: return move(StorageTraffic::Way::ToRemote, input_.checkpoint_bytes, done);
   }
+}
+
+/// Training has the rest of the NICs meanwhile.
+void RunWorld::copy_to_peers(std::function<void()> done) {
+  ++copies_to_peers_;
+  if (copies_slow_steps_) state_changed();
+  move(StorageTraffic::Way::ToPeers, input_.checkpoint_bytes, [this, done = std::move(done)] {
+    --copies_to_peers_;
+    if (copies_slow_steps_) state_changed();
+    done();
+  });
 }
 
 void RunWorld::end_snapshot(const AskedCheckpoint& taken, std::int64_t step) {

@@ -23,7 +23,6 @@ namespace {
 
 /// Beyond this many of anything a run would take minutes and gigabytes: a slip in the input.
 constexpr double kMaxExpectedEvents = 1e7;
-constexpr double kHourlyInterval_s = 3600;
 
 double mtbf_s(const RunInput& input) {
   return mean_time_between_failures_s(failures_per_gpu_hour(input), input.job_nodes * input.cluster.gpus_per_node);
@@ -92,7 +91,7 @@ Bytes to_bytes(const JobState& state) {
   for (const InjectedFault& fault : state.slow)
     slow.push_back({static_cast<int>(fault.kind), fault.node, fault.device, fault.factor});
   for (const MovedNode& its : state.moved) moved.push_back({its.position, its.node});
-  return nlohmann::json::to_cbor(nlohmann::json::array({slow, moved}));
+  return nlohmann::json::to_cbor(nlohmann::json::array({slow, moved, state.nic_share}));
 }
 
 JobState state_from(const Bytes& bytes) {
@@ -107,6 +106,7 @@ JobState state_from(const Bytes& bytes) {
     state.slow.push_back(fault);
   }
   for (const auto& entry : question[1]) state.moved.push_back({entry[0], entry[1]});
+  state.nic_share = question[2];
   return state;
 }
 
@@ -162,10 +162,7 @@ double failures_per_gpu_hour(const RunInput& input) {
 
 double checkpoint_interval_s(const RunInput& input) {
   if (input.policy.checkpoint_interval_s > 0) return input.policy.checkpoint_interval_s;
-  const double mtbf = mtbf_s(input);
-  if (!std::isfinite(mtbf)) return kHourlyInterval_s;
-  const double stall_s = input.policy.checkpoint_stall_s > 0 ? input.policy.checkpoint_stall_s : 1;
-  return optimal_checkpoint_interval_s(mtbf, stall_s);
+  return practical_checkpoint_interval_s(mtbf_s(input), input.policy.checkpoint_stall_s);
 }
 
 Result<std::vector<RunResult>> run_many(const std::vector<RunInput>& inputs, const RunPool& pool) {

@@ -120,6 +120,9 @@ RunWorld::RunWorld(const RunInput& input, sg4::Host* host)
     slots_[static_cast<std::size_t>(position_of(slot))] = slot;
   step_time_ = input_.step_times({});
   healthy_step_s_ = step_time_.step_s;
+  const double nics = input_.cluster.nic_bytes_per_s * static_cast<double>(input_.cluster.nics_per_node);
+  const double to_peers = static_cast<double>(input_.job_nodes) * nics * input_.policy.checkpoints.drain_share;
+  copies_slow_steps_ = to_peers > 0 && input_.checkpoint_bytes / to_peers >= healthy_step_s_;
   if (input_.keep_log) log_.emplace(controller_config_);
   result_.seed = input_.seed;
   result_.policy = input_.policy.name;
@@ -616,6 +619,7 @@ void RunWorld::kill_job() {
   checkpoint_.reset();
   writing_.clear();
   storage_.abandon();
+  if (std::exchange(copies_to_peers_, 0) > 0 && copies_slow_steps_) state_changed();
 }
 
 void RunWorld::set_training() {
@@ -640,6 +644,7 @@ JobState RunWorld::job_state() {
   std::sort(state.slow.begin(), state.slow.end(), less);
   find_moved();
   state.moved = moved_;
+  if (copies_slow_steps_ && copies_to_peers_ > 0) state.nic_share = 1 - input_.policy.checkpoints.drain_share;
   return input_.reduced ? input_.reduced(state) : state;
 }
 
@@ -662,7 +667,9 @@ void RunWorld::state_changed() {
   const auto same = [&](const InjectedFault& a, const InjectedFault& b) { return key(a) == key(b); };
   const bool slow_alike =
       std::equal(state.slow.begin(), state.slow.end(), state_.slow.begin(), state_.slow.end(), same);
-  if (slow_alike && state.moved == state_.moved && replicas_in_step_ == active_replicas_) return;
+  if (slow_alike && state.moved == state_.moved && state.nic_share == state_.nic_share &&
+      replicas_in_step_ == active_replicas_)
+    return;
   state_ = std::move(state);
   step_time_ = input_.step_times(state_);
   // The global batch stays as it is: those who are left take over the micro-batches of those who are not.

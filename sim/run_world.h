@@ -126,6 +126,7 @@ class RunWorld {
   void end_snapshot(const AskedCheckpoint& taken, std::int64_t step);
   void move(StorageTraffic::Way way, double bytes, std::function<void()> done);
   void write_copies(const recovery::ActionKey& key, std::deque<recovery::Tier> tiers);
+  void copy_to_peers(std::function<void()> done);
   void report_copies(const recovery::ActionKey& key);
   void vote(const recovery::ActionKey& key);
   void checkpoint_durable(std::int64_t step);
@@ -223,6 +224,9 @@ class RunWorld {
     bool last = false;  // of its tiers has been written
   };
   std::map<recovery::ActionKey, Writing> writing_;
+  std::int64_t copies_to_peers_ = 0;  // on their way
+  /// Such a copy takes a step and more. A shorter one is no state: it would cost less than its own length, once.
+  bool copies_slow_steps_ = false;
   StateCopies copies_;
   /// Data-parallel replicas of which some rank has lost its device memory since the job last trained.
   std::set<std::int64_t> replicas_lost_;

@@ -43,6 +43,7 @@ std::string StepQuestion::key() const {
   std::string key = without_tiers ? "no tiers;" : "";
   for (const InjectedFault& fault : state.slow)
     key += fmt::format("{}/{}/{}/{:a};", static_cast<int>(fault.kind), fault.node, fault.device, fault.factor);
+  if (state.nic_share != 1) key += fmt::format("nics at {:a};", state.nic_share);
   for (const MovedNode& moved : state.moved) key += fmt::format("{}>{};", moved.position, moved.node);
   return key;
 }
@@ -73,6 +74,7 @@ JobState StepStates::reduced(const JobState& state) const {
     factors.try_emplace({rank_of(part), part.kind}, 1.0).first->second *= part.factor;
   const bool moved = std::ssize(state.moved) > movable_nodes_;
   JobState out;
+  out.nic_share = state.nic_share;
   if (exact_) {
     for (const auto& [where, factor] : factors) out.slow.push_back(fault_of(where.first, where.second, factor));
     if (moved) out.moved = state.moved;
@@ -97,6 +99,7 @@ double StepStates::step_s(const JobState& reduced, const Ask& ask) const {
   double step_s = ask({});
   if (!reduced.slow.empty()) step_s *= slowdown(reduced.slow, ask);
   if (!reduced.moved.empty()) step_s *= ask({{{}, reduced.moved}, false}) / ask({});
+  if (reduced.nic_share != 1) step_s *= ask({{{}, {}, reduced.nic_share}, false}) / ask({});
   return step_s;
 }
 

@@ -13,6 +13,7 @@
 //   only as often as the pipeline fills and drains.
 // - How much does a node away from home? Only where a tier of switches can fill up; and since replicas wait for the
 //   slowest here too, one node stands for all.
+// - How much do all NICs, when copies of a checkpoint take a share of them? As much more in any state.
 //
 // How far that is off is measured in tests/sim/step_states_test.cpp against the exact simulation.
 #pragma once

@@ -79,7 +79,7 @@ void StorageTraffic::abandon() {
   lone_ = nullptr;
   for (Lane& its : lanes_) {
     its.loads.clear();
-    if (its.moving) its.moving->cancel();
+    stop_moving(its);
   }
 }
 
@@ -91,15 +91,20 @@ void StorageTraffic::remote_down(bool down) {
   for (const Way way : {Way::ToRemote, Way::FromRemote}) {
     Lane& its = lane(way);
     its.paused = down;
-    if (down && its.moving) its.moving->cancel();
+    if (down) stop_moving(its);
     if (!down)
       for (std::size_t i = 0; i < its.loads.size(); ++i) its.wake->release();
   }
 }
 
+/// Once: whoever waits for it finds out when SimGrid next runs, which may be after much else.
+void StorageTraffic::stop_moving(Lane& its) {
+  if (its.moving) std::exchange(its.moving, nullptr)->cancel();
+}
+
 /// The first load may be another one after each sleep.
 void StorageTraffic::wait_for_start(Lane& its) {
-  while (!its.loads.empty()) {
+  while (!its.loads.empty() && lone_ != &its) {
     const double left_s =
         static_cast<double>(its.loads.front().at_ns) / kNsPerS - (sg4::Engine::get_clock() - origin_s_);
     if (left_s < 0.5e-9) return;
@@ -111,16 +116,16 @@ void StorageTraffic::work(Lane& its) {
   for (;;) {
     its.wake->acquire();
     wait_for_start(its);
-    if (its.loads.empty() || its.paused) continue;
+    if (its.loads.empty() || its.paused || lone_ == &its) continue;
     if (its.disk != nullptr && its.loads.front().bytes >= 1) {
       const auto size = static_cast<sg_size_t>(its.loads.front().bytes);
-      its.moving = its.writes ? its.disk->write_async(size) : its.disk->read_async(size);
+      const sg4::IoPtr moving = its.writes ? its.disk->write_async(size) : its.disk->read_async(size);
+      its.moving = moving;
       try {
-        its.moving->wait();
-      } catch (const simgrid::CancelException&) {
-        its.moving = nullptr;
-        continue;
+        moving->wait();
+      } catch (const simgrid::CancelException&) {  // stop_moving()
       }
+      if (its.moving != moving) continue;
       its.moving = nullptr;
     }
     const std::int64_t now_ns = std::max(its.loads.front().at_ns, to_ns(sg4::Engine::get_clock() - origin_s_));

@@ -64,6 +64,7 @@ class StorageTraffic {
   [[nodiscard]] bool empty() const;
   void move_alone(Lane& lane);
   void share(std::int64_t at_ns);
+  static void stop_moving(Lane& lane);
   static void finish_first(Lane& lane);
   void add_disk(const std::string& name, double read, double write, Way in, std::optional<Way> out);
   void work(Lane& lane);

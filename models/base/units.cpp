@@ -1,12 +1,16 @@
 #include "models/base/units.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include <fmt/format.h>
 
 namespace trainyard {
 
-std::int64_t to_ns(double seconds) { return std::llround(seconds * kNsPerS); }
+std::int64_t to_ns(double seconds) {
+  constexpr double kMost = 4e18;  // a century, to which as much can be added
+  return std::llround(std::clamp(seconds * kNsPerS, -kMost, kMost));
+}
 
 std::string format_duration(double seconds) {
   const double magnitude = std::fabs(seconds);

@@ -1,6 +1,7 @@
 #include "models/recovery/checkpoint_book.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "models/base/check.h"
 #include "models/base/units.h"
@@ -23,9 +24,12 @@ void CheckpointBook::launched(std::int64_t step) { durable_ = {Tier::Remote, ste
 std::int64_t CheckpointBook::interval_ns(std::int64_t training_ns, std::int64_t failures) const {
   if (config_.cadence == Cadence::Fixed) return config_.interval_ns;
   const double seen_s = static_cast<double>(training_ns) / kNsPerS;
-  const double mtbf_s =
-      (kPriorFailures * config_.expected_mtbf_s + seen_s) / (kPriorFailures + static_cast<double>(failures));
-  return to_ns(std::max(kShortestInterval_s, optimal_checkpoint_interval_s(mtbf_s, config_.stall_s)));
+  // Who expects no failures knows nothing about them.
+  const double prior = std::isfinite(config_.expected_mtbf_s) ? kPriorFailures : 0;
+  const double all = prior + static_cast<double>(failures);
+  const double mtbf_s = all > 0 ? (prior > 0 ? prior * config_.expected_mtbf_s + seen_s : seen_s) / all : INFINITY;
+  if (mtbf_s < kShortestInterval_s) return to_ns(kShortestInterval_s);
+  return to_ns(std::max(kShortestInterval_s, practical_checkpoint_interval_s(mtbf_s, config_.stall_s)));
 }
 
 Tier CheckpointBook::next_tier() const {

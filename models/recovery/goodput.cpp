@@ -28,6 +28,12 @@ double optimal_checkpoint_interval_s(double mtbf_s, double stall_s) {
   return mtbf_s * 0.5 * (low + high);
 }
 
+double practical_checkpoint_interval_s(double mtbf_s, double stall_s) {
+  constexpr double kHourly_s = 3600;
+  if (!std::isfinite(mtbf_s)) return kHourly_s;
+  return optimal_checkpoint_interval_s(mtbf_s, stall_s > 0 ? stall_s : 1);
+}
+
 double expected_effective_time(double mtbf_s, double interval_s, double stall_s, double recovery_s) {
   TY_CHECK(mtbf_s > 0 && interval_s > 0, "times are positive");
   if (std::isinf(mtbf_s)) return interval_s / (interval_s + stall_s);

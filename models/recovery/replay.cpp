@@ -40,12 +40,17 @@ std::string to_text(const ControllerConfig& config) {
 namespace {
 
 // What the controller takes for granted. A log may have been edited by anyone.
+bool sound(const CheckpointConfig& checkpoints) {
+  return checkpoints.expected_mtbf_s >= 0 && std::isfinite(checkpoints.stall_s) && checkpoints.stall_s >= 0 &&
+         checkpoints.interval_ns >= 0;
+}
+
 bool sound(const RosterConfig& roster) {
   std::set<NodeId> nodes(roster.owners.begin(), roster.owners.end());
   const auto slots = static_cast<std::int64_t>(roster.owners.size());
   for (const auto& [node, temperature] : roster.spares) nodes.insert(node);
   return slots > 0 && nodes.size() == roster.owners.size() + roster.spares.size() && *nodes.begin() >= 0 &&
-         roster.nodes_per_domain > 0 && roster.slots_per_replica >= 0 &&
+         roster.nodes_per_domain > 0 && roster.max_ejections_per_domain > 0 && roster.slots_per_replica >= 0 &&
          (roster.slots_per_replica == 0 || slots % roster.slots_per_replica == 0);
 }
 
@@ -58,7 +63,7 @@ std::optional<ControllerConfig> config_from(const std::string& text) {
     if (never) json["checkpoints"]["expected_mtbf_s"] = 0;
     auto config = json.get<ControllerConfig>();
     if (never) config.checkpoints.expected_mtbf_s = INFINITY;
-    if (sound(config.roster)) return config;
+    if (sound(config.roster) && sound(config.checkpoints)) return config;
   } catch (const nlohmann::json::exception&) {
   }
   return std::nullopt;
@@ -77,10 +82,12 @@ class Words {
       const std::string_view word = line.substr(0, end);
       line.remove_prefix(std::min(end + 1, line.size()));
       const std::size_t equals = word.find('=');
-      if (equals == std::string_view::npos)
+      if (equals != std::string_view::npos)
+        values_[word.substr(0, equals)] = word.substr(equals + 1);
+      else if (kind_.empty())
         kind_ = word;
       else
-        values_[word.substr(0, equals)] = word.substr(equals + 1);
+        fine_ = false;
     }
   }
 

@@ -111,7 +111,7 @@ void read_checkpoints(ObjectReader& from, CheckpointPolicy& checkpoints) {
                                {"nvme", CheckpointTier::Nvme},
                                {"remote", CheckpointTier::Remote}})
       .integer("permanent_every", checkpoints.permanent_every, {1, 1'000'000})
-      .number("drain_share", checkpoints.drain_share, {1e-6, 1})
+      .number("drain_share", checkpoints.drain_share, {1e-6, 0.95})
       .boolean("hash_vote", checkpoints.hash_vote);
 }
 

@@ -69,3 +69,9 @@ TEST_CASE("quantities print as people write them") {
   CHECK(format_count(98304) == "98,304");
   CHECK(format_count(-1000) == "-1,000");
 }
+
+TEST_CASE("more seconds than nanoseconds can count are a century") {
+  CHECK(trainyard::to_ns(1.5) == 1'500'000'000);
+  CHECK(trainyard::to_ns(1e300) > 3'000'000'000'000'000'000);
+  CHECK(trainyard::to_ns(-1e300) < -3'000'000'000'000'000'000);
+}

@@ -95,7 +95,7 @@ TEST_CASE("What an event is described by reads back as that event") {
 TEST_CASE("What is no description of an event is not taken for one") {
   for (const char* text :
        {"", "launch step=1", "launched", "launched step=", "launched step=one", "launched step=1 node=2",
-        "launched step=99999999999999999999", "timer_fired key=1.2", "timer_fired key=1.2.3.4",
+        "evil launched step=1", "launched step=99999999999999999999", "timer_fired key=1.2", "timer_fired key=1.2.3.4",
         "steps_done epoch=1 steps=4", "hashes_differ key=1.2.3 votes=5", "hashes_differ key=1.2.3 votes=5:zz,",
         "answered key=1.2.3 outcome=done culprit=none", "straggling epoch=1 node=2 slowdown=fast"}) {
     INFO(text);
@@ -146,6 +146,17 @@ TEST_CASE("A replay does the same, and says where it does not") {
   ControllerConfig config = logged_config();
   config.diagnosis_ns = 5;
   CHECK(replay(log_of(events, config)).value().differs_at.has_value());
+}
+
+TEST_CASE("Settings that no controller can have are not read") {
+  ControllerConfig config;
+  config.roster.owners = {4, 2};
+  REQUIRE(config_from(to_text(config)).has_value());
+  SECTION("a domain that may lose nothing") { config.roster.max_ejections_per_domain = 0; }
+  SECTION("a save that takes less than nothing") { config.checkpoints.stall_s = -1; }
+  SECTION("failures before they begin") { config.checkpoints.expected_mtbf_s = -5; }
+  SECTION("an interval into the past") { config.checkpoints.interval_ns = -1; }
+  CHECK_FALSE(config_from(to_text(config)).has_value());
 }
 
 TEST_CASE("Settings read back as they were") {

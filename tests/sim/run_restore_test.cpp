@@ -102,6 +102,54 @@ TEST_CASE("Copies take as long as they are large, and share the store") {
   CHECK(load_s == Approx(input.policy.load_state_s + 150));
 }
 
+TEST_CASE("While copies go to peers, training has the rest of the NICs") {
+  RunInput input = tiered(CheckpointTier::Peer, 1000);
+  input.policy.checkpoints.drain_share = 0.25;
+  input.cluster.nics_per_node = 1;
+  input.cluster.nic_bytes_per_s = 1e9;  // 2e9 bytes/s for copies
+  input.checkpoint_bytes = 2e11;        // 100 s
+  input.cluster.storage.remote_write_bytes_per_s = 1e12;
+  input.step_times = [](const JobState& state) { return StepTime{10 / state.nic_share, 10}; };
+  const RunResult slowed = simulate(input);
+  // A quarter of 100 s, at every end of a step after 600 s.
+  CHECK(slowed.band_s(Band::DegradedSlowdown) == Approx(input.duration_s / 607 * 25).epsilon(0.01));
+  CHECK(sum_s(slowed) == Approx(input.duration_s).margin(1e-6));
+  input.faults.injected = {injected(InjectedKind::NodeCrash, 650, 3)};  // while a copy is on its way
+  input.duration_s = 1500;
+  const RunResult struck = simulate(input);
+  REQUIRE(struck.recoveries.size() == 1);
+  CHECK(struck.band_s(Band::DegradedSlowdown) == Approx(12.5 + 25));  // half a copy before it, and one after
+  input.checkpoint_bytes = 1e10;                                      // 5 s: less than a step
+  CHECK(simulate(input).band_s(Band::DegradedSlowdown) == 0);
+}
+
+TEST_CASE("Copies that are given up once are given up") {
+  RunInput input = tiered(CheckpointTier::Nvme, 1);
+  input.policy.checkpoint_interval_s = 60;
+  input.policy.spare_nodes = 8;
+  input.cluster.storage.remote_write_bytes_per_s = 1e8;
+  input.cluster.storage.remote_read_bytes_per_s = 1e10;
+  input.cluster.storage.nvme_write_bytes_per_s = 1e8;
+  input.cluster.storage.nvme_read_bytes_per_s = 1e10;
+  input.checkpoint_bytes = 2e11;  // to disks in 250 s, to the store in 2000 s: both are late when a node fails
+  input.faults = one_cause(FaultMode::HostCrash, FaultScope::Node, 1e-2);
+  input.duration_s = 10 * 86400.0;
+  const RunResult result = simulate(input);
+  CHECK(result.recoveries.size() > 50);
+  CHECK(sum_s(result) == Approx(input.duration_s).margin(1e-6));
+  CHECK(result.checkpoints > 0);
+}
+
+TEST_CASE("A job that nothing happens to saves hourly, whatever decides the cadence") {
+  RunInput input = tiered(CheckpointTier::Remote, 1);
+  input.policy.checkpoint_interval_s = 0;
+  input.policy.checkpoints.cadence = CheckpointCadence::Adaptive;
+  input.checkpoint_bytes = 0;
+  CHECK(simulate(input).checkpoints == 24);
+  input.faults.injected = {injected(InjectedKind::NodeCrash, 7300, 3)};
+  CHECK(simulate(input).recoveries.size() == 1);
+}
+
 TEST_CASE("A live replica loses no whole step") {
   RunInput input = replicated(4);
   input.policy.in_process_restart = true;

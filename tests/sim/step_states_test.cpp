@@ -27,6 +27,7 @@ struct Job {
   double seconds(const JobState& state, bool without_tiers) const {
     ClusterSpec cluster = scenario.cluster;
     if (without_tiers) cluster.tiers.clear();
+    cluster.nic_bytes_per_s *= state.nic_share;
     StepOptions options;
     options.degradations = state.slow;
     options.moved = state.moved;

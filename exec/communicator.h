@@ -29,9 +29,10 @@ struct Buffer {
   std::int64_t bytes = 0;
 };
 
-inline Buffer bytes_of(const kernels::Tensor& x) {
-  return {static_cast<std::byte*>(x.data), x.size() * size_of(x.dtype)};
-}
+/// What a collective reads or writes.
+using Operand = kernels::Tensor;
+
+inline Buffer bytes_of(const Operand& x) { return {static_cast<std::byte*>(x.data), x.size() * size_of(x.dtype)}; }
 
 /// One direction of a transfer between this rank and a peer. `key`, from 0 on, is the same on both sides, and no other
 /// transfer between them in this direction has it at the same time.
@@ -55,11 +56,11 @@ class Communicator {
   // Operands stay where they are until the ticket is finished.
 
   /// y = the sum or maximum over members of x; y may be x.
-  virtual Ticket all_reduce(const Team& team, Reduce reduce, const kernels::Tensor& x, const kernels::Tensor& y) = 0;
+  virtual Ticket all_reduce(const Team& team, Reduce reduce, const Operand& x, const Operand& y) = 0;
   /// y[g*n] = the members' x[n], in group order. x may be this rank's block of y.
-  virtual Ticket all_gather(const Team& team, const kernels::Tensor& x, const kernels::Tensor& y) = 0;
+  virtual Ticket all_gather(const Team& team, const Operand& x, const Operand& y) = 0;
   /// y[n] = this rank's block of the sum of x[g*n]. y may be that block of x; the rest of x is undefined after.
-  virtual Ticket reduce_scatter(const Team& team, const kernels::Tensor& x, const kernels::Tensor& y) = 0;
+  virtual Ticket reduce_scatter(const Team& team, const Operand& x, const Operand& y) = 0;
   /// send[i] goes to member i; receive[i] comes from it. Sizes agree on both sides.
   virtual Ticket all_to_all(const Team& team, const std::vector<Buffer>& send, const std::vector<Buffer>& receive) = 0;
   /// All of them together.

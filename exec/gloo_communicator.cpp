@@ -28,7 +28,6 @@ namespace trainyard::exec {
 
 namespace {
 
-using Operand = kernels::Tensor;
 using Context = gloo::rendezvous::Context;
 
 constexpr std::chrono::hours kPatience{24};  // Gloo ends a wait by itself otherwise; a lost rank ends it in any case

@@ -15,7 +15,6 @@ namespace trainyard::exec {
 
 namespace {
 
-using Operand = kernels::Tensor;
 using nlohmann::json;
 
 constexpr int kWarmups = 2, kRepeats = 9;

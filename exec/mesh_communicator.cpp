@@ -24,8 +24,6 @@ namespace trainyard::exec {
 
 namespace {
 
-using Operand = kernels::Tensor;
-
 // Elements [first, first + count) of a tensor.
 Operand slice(const Operand& x, std::int64_t first, std::int64_t count) {
   return {static_cast<std::byte*>(x.data) + first * size_of(x.dtype), x.dtype, {count, 1, 1}};

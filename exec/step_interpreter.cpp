@@ -19,8 +19,6 @@ namespace trainyard::exec {
 
 namespace {
 
-using Operand = kernels::Tensor;
-
 constexpr std::size_t kArenaAlignment = 4096;
 constexpr int kWait_ms = 1000;
 constexpr Communicator::Ticket kNone = -1;

@@ -120,9 +120,7 @@ RunWorld::RunWorld(const RunInput& input, sg4::Host* host)
     slots_[static_cast<std::size_t>(position_of(slot))] = slot;
   step_time_ = input_.step_times({});
   healthy_step_s_ = step_time_.step_s;
-  const double nics = input_.cluster.nic_bytes_per_s * static_cast<double>(input_.cluster.nics_per_node);
-  const double to_peers = static_cast<double>(input_.job_nodes) * nics * input_.policy.checkpoints.drain_share;
-  copies_slow_steps_ = to_peers > 0 && input_.checkpoint_bytes / to_peers >= healthy_step_s_;
+  copies_slow_steps_ = storage_.alone_s(StorageTraffic::Way::ToPeers, input_.checkpoint_bytes) >= healthy_step_s_;
   if (input_.keep_log) log_.emplace(controller_config_);
   result_.seed = input_.seed;
   result_.policy = input_.policy.name;

@@ -5,8 +5,7 @@
 // is simulated as it is. For a large one, the answers to simpler questions are put together:
 //
 // - How much does a stage slow a step when a GPU or a NIC of it is slow, on switches that never fill up? Ranks that
-// meet
-//   in collectives of every layer (tensor, context and expert parallel) go at the pace of the slowest, so all of them
+//   meet in collectives of every layer (tensor, context, expert parallel) go at the pace of the slowest, so all of them
 //   are made as slow, and a GPU and a NIC that are slow among them count both. Others of the stage only wait for them
 //   at every gradient sync, so the slowest count alone, wherever they stand. Between factors that were simulated, times
 //   are interpolated. Of several slow stages the slowest counts whole: a pipeline goes at its pace; the others count

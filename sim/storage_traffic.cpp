@@ -46,7 +46,7 @@ void StorageTraffic::move(Way way, double bytes, std::int64_t at_ns, Task done) 
   Lane& its = lane(way);
   const bool alone = empty() && !its.paused;
   if (lone_ != nullptr) share(at_ns);
-  its.loads.push_back({std::round(bytes), at_ns, std::move(done)});
+  its.loads.push_back({std::round(bytes), std::round(bytes), at_ns, std::move(done)});
   if (alone)
     move_alone(its);
   else
@@ -56,27 +56,34 @@ void StorageTraffic::move(Way way, double bytes, std::int64_t at_ns, Task done) 
 void StorageTraffic::move_alone(Lane& its) {
   lone_ = &its;
   const Load& load = its.loads.front();
-  const std::int64_t end_ns = load.at_ns + (its.disk != nullptr ? to_ns(load.bytes / its.bytes_per_s) : 0);
+  const std::int64_t end_ns = load.at_ns + to_ns(alone_s(its, load.bytes));
   world_.at(end_ns, [this, &its, turn = ++lone_turn_] {
     if (turn != lone_turn_) return;
-    lone_ = nullptr;
+    end_lone();
     finish_first(its);
   });
+}
+
+double StorageTraffic::alone_s(const Lane& its, double bytes) {
+  return its.disk != nullptr ? bytes / its.bytes_per_s : 0;
+}
+
+StorageTraffic::Lane* StorageTraffic::end_lone() {
+  ++lone_turn_;
+  return std::exchange(lone_, nullptr);
 }
 
 /// What was alone is not from now on: SimGrid moves the rest of it.
 void StorageTraffic::share(std::int64_t at_ns) {
   Load& load = lone_->loads.front();
   const double moved = lone_->bytes_per_s * static_cast<double>(at_ns - load.at_ns) / kNsPerS;
-  load.bytes = std::max(0.0, std::round(load.bytes - moved));
+  load.left = std::max(0.0, std::round(load.bytes - moved));
   load.at_ns = at_ns;
-  ++lone_turn_;
-  std::exchange(lone_, nullptr)->wake->release();
+  end_lone()->wake->release();
 }
 
 void StorageTraffic::abandon() {
-  ++lone_turn_;
-  lone_ = nullptr;
+  end_lone();
   for (Lane& its : lanes_) {
     its.loads.clear();
     stop_moving(its);
@@ -84,14 +91,12 @@ void StorageTraffic::abandon() {
 }
 
 void StorageTraffic::remote_down(bool down) {
-  if (down && (lone_ == &lane(Way::ToRemote) || lone_ == &lane(Way::FromRemote))) {
-    ++lone_turn_;
-    lone_ = nullptr;
-  }
+  if (down && (lone_ == &lane(Way::ToRemote) || lone_ == &lane(Way::FromRemote))) end_lone();
   for (const Way way : {Way::ToRemote, Way::FromRemote}) {
     Lane& its = lane(way);
     its.paused = down;
     if (down) stop_moving(its);
+    if (!its.loads.empty()) its.loads.front().left = its.loads.front().bytes;
     if (!down)
       for (std::size_t i = 0; i < its.loads.size(); ++i) its.wake->release();
   }
@@ -117,8 +122,8 @@ void StorageTraffic::work(Lane& its) {
     its.wake->acquire();
     wait_for_start(its);
     if (its.loads.empty() || its.paused || lone_ == &its) continue;
-    if (its.disk != nullptr && its.loads.front().bytes >= 1) {
-      const auto size = static_cast<sg_size_t>(its.loads.front().bytes);
+    if (its.disk != nullptr && its.loads.front().left >= 1) {
+      const auto size = static_cast<sg_size_t>(its.loads.front().left);
       const sg4::IoPtr moving = its.writes ? its.disk->write_async(size) : its.disk->read_async(size);
       its.moving = moving;
       try {

@@ -37,6 +37,10 @@ class StorageTraffic {
   /// From `at_ns` on, which SimGrid's clock may not have reached, moves the bytes of the whole job after what is on the
   /// same way already, then runs the task; at once where the cluster has no bandwidth for it.
   void move(Way way, double bytes, std::int64_t at_ns, Task done);
+  /// Seconds for so many bytes when nothing else is on its way.
+  [[nodiscard]] double alone_s(Way way, double bytes) const {
+    return alone_s(lanes_[static_cast<std::size_t>(way)], bytes);
+  }
   /// SimGrid has nothing to move.
   [[nodiscard]] bool idle() const { return lone_ != nullptr || empty(); }
   /// Nothing that is on its way will be done.
@@ -47,6 +51,7 @@ class StorageTraffic {
  private:
   struct Load {
     double bytes = 0;
+    double left = 0;  // of them, from at_ns on
     std::int64_t at_ns = 0;
     Task done;
   };
@@ -63,6 +68,8 @@ class StorageTraffic {
   Lane& lane(Way way) { return lanes_[static_cast<std::size_t>(way)]; }
   [[nodiscard]] bool empty() const;
   void move_alone(Lane& lane);
+  static double alone_s(const Lane& lane, double bytes);
+  Lane* end_lone();
   void share(std::int64_t at_ns);
   static void stop_moving(Lane& lane);
   static void finish_first(Lane& lane);

@@ -107,7 +107,6 @@ template <class Insert>
 void RunWriter::State::add(std::size_t rows, Insert insert) {
   const auto now = std::chrono::steady_clock::now();
   if (batch_rows == 0) {
-    TY_CHECK(owner == ::getpid(), "only the process that opened a writer may use it");
     batch_start = now;
     database.execute("BEGIN IMMEDIATE");
   }
@@ -179,6 +178,7 @@ RunWriter::~RunWriter() {
 
 RunWriter::State& RunWriter::open_state() {
   TY_CHECK(state_ != nullptr, "nothing can be added to a run that has finished");
+  TY_CHECK(state_->owner == ::getpid(), "only the process that opened a writer may use it");
   return *state_;
 }
 
@@ -247,7 +247,9 @@ Problems RunWriter::finish(const RunOutcome& outcome) {
   State& s = open_state();
   s.end_run(outcome);
   Problems problems = s.database.problems();
+  const std::string file = s.file;
   state_.reset();
+  if (problems.empty()) pages_are_in_order(file);
   return problems;
 }
 

@@ -11,6 +11,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <optional>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -18,8 +20,8 @@ namespace trainyard::store {
 
 namespace {
 
-constexpr std::int64_t kPageCheckLimitBytes = 16LL << 20;  // 0.2 s
-constexpr int kHeaderBytes = 100;                          // https://sqlite.org/fileformat.html, section 1.3
+constexpr std::int64_t kPageCheckLimitBytes = 64LL << 20;
+constexpr int kHeaderBytes = 100;  // https://sqlite.org/fileformat.html, section 1.3
 constexpr std::size_t kUserVersionOffset = 60;
 constexpr std::size_t kApplicationIdOffset = 68;
 using Header = std::array<unsigned char, kHeaderBytes>;
@@ -191,9 +193,32 @@ void upgrade(Database& database) {
   database.execute("COMMIT");
 }
 
-Problems check_pages(const std::string& file) {
+namespace {
+
+// What changes with every change of a file.
+using FileState = std::array<std::int64_t, 5>;
+
+std::optional<FileState> state_of(const std::string& file) {
   struct stat status {};
-  if (::stat(file.c_str(), &status) != 0 || status.st_size > kPageCheckLimitBytes) return {};
+  if (::stat(file.c_str(), &status) != 0) return std::nullopt;
+  return FileState{static_cast<std::int64_t>(status.st_dev), static_cast<std::int64_t>(status.st_ino), status.st_size,
+                   status.st_mtim.tv_sec, status.st_mtim.tv_nsec};
+}
+
+std::set<FileState>& states_in_order() {
+  static std::set<FileState> states;
+  return states;
+}
+
+}  // namespace
+
+void pages_are_in_order(const std::string& file) {
+  if (const auto state = state_of(file)) states_in_order().insert(*state);
+}
+
+Problems check_pages(const std::string& file) {
+  const auto state = state_of(file);
+  if (!state || (*state)[2] > kPageCheckLimitBytes || states_in_order().contains(*state)) return {};
   auto opened = Database::open(file, Access::ReadOnly);
   if (!opened) return opened.problems();
   Database database = std::move(opened).value();
@@ -204,6 +229,7 @@ Problems check_pages(const std::string& file) {
   }
   if (database.failed()) return database.problems();
   if (verdict != "ok") return {sqlite_problem(file, SQLITE_CORRUPT, verdict)};
+  states_in_order().insert(*state);
   return {};
 }
 

@@ -28,9 +28,11 @@ void remove_with_side_files(const std::string& file);
 /// Brings a store of an older Trainyard to this one's schema, at once or not at all. The caller is in the entrance.
 void upgrade(Database& database);
 
-/// Nothing when SQLite finds the pages in order. Files above 16 MiB are not read through: what we
+/// Nothing when SQLite finds the pages in order. Files above 64 MiB are not read through: what we
 /// append to never touches an old page, and reading checks each page that it visits.
 Problems check_pages(const std::string& file);
+/// Of a file that this process has just left so: as long as nobody changes it, it need not be read through again.
+void pages_are_in_order(const std::string& file);
 
 /// Opens `file`, which check_header has seen, also where nothing can be written beside it.
 Result<Database> open_for_reading(const std::string& file);

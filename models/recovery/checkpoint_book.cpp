@@ -25,9 +25,10 @@ std::int64_t CheckpointBook::interval_ns(std::int64_t training_ns, std::int64_t 
   if (config_.cadence == Cadence::Fixed) return config_.interval_ns;
   const double seen_s = static_cast<double>(training_ns) / kNsPerS;
   // Who expects no failures knows nothing about them.
-  const double prior = std::isfinite(config_.expected_mtbf_s) ? kPriorFailures : 0;
-  const double all = prior + static_cast<double>(failures);
-  const double mtbf_s = all > 0 ? (prior > 0 ? prior * config_.expected_mtbf_s + seen_s : seen_s) / all : INFINITY;
+  const bool expects = std::isfinite(config_.expected_mtbf_s);
+  const double time_s = (expects ? kPriorFailures * config_.expected_mtbf_s : 0) + seen_s;
+  const double count = (expects ? kPriorFailures : 0) + static_cast<double>(failures);
+  const double mtbf_s = count > 0 ? time_s / count : INFINITY;
   if (mtbf_s < kShortestInterval_s) return to_ns(kShortestInterval_s);
   return to_ns(std::max(kShortestInterval_s, practical_checkpoint_interval_s(mtbf_s, config_.stall_s)));
 }

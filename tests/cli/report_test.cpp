@@ -339,6 +339,15 @@ TEST_CASE("a controller that does something else is caught, with the event at wh
   const Outcome damaged = yard.run("run replay latest");
   CHECK(damaged.code == 2);
   CHECK(contains(damaged.err, "cannot be read"));
+
+  // "0 0:0 \xff launched step=0": what is no text is told all the same.
+  change(yard,
+         "UPDATE controller_logs SET events = 1, lines = "
+         "x'789c335030b03250f8af9093589a979c919aa2505c925a606bc005005f3c07c1'");
+  for (const char* options : {"", " --json", " --log --json"}) {
+    INFO(options);
+    CHECK(yard.run(std::string("run replay latest") + options).code == 2);
+  }
 }
 
 TEST_CASE("a step that was simulated for one run is not simulated for the next", "[cli]") {

@@ -63,7 +63,7 @@ double lowest(const std::vector<double>& x, const std::vector<double>& y) {
 
 }  // namespace
 
-TEST_CASE("V12: Daly's interval is the exact optimum to three digits while a save is short", "[statistics]") {
+TEST_CASE("V12: Daly's interval is the exact optimum to three digits while a save is short") {
   for (const double ratio : {1e-4, 1e-3, 0.00274, 0.01, 0.02, 0.03, 0.04}) {
     INFO("d/M = " << ratio);
     const double exact_s = optimal_checkpoint_interval_s(kMtbf_s, ratio * kMtbf_s);

@@ -215,6 +215,43 @@ TEST_CASE("While the store is down nothing becomes permanent, and nothing is loa
   CHECK(result.effective_training_time == Approx(calm.effective_training_time));
 }
 
+TEST_CASE("What another joins on its way is not late for that") {
+  RunInput input = tiered(CheckpointTier::Nvme, 1);
+  input.duration_s = 2000;
+  input.checkpoint_bytes = 1e12;
+  input.cluster.storage.remote_write_bytes_per_s = 1e9;  // 1000 s
+  input.cluster.storage.nvme_write_bytes_per_s = 1e11;   // 1.25 s, at 600 s and again at 1200 s
+  std::vector<double> durable_s;
+  for (const RunEvent& event : simulate(input).events)
+    if (event.kind == RunEventKind::CheckpointDurable) durable_s.push_back(static_cast<double>(event.time_ns) / 1e9);
+  REQUIRE(durable_s.size() == 1);
+  CHECK(durable_s[0] == Approx(601.25 + 1000).margin(1e-8).epsilon(0));
+}
+
+TEST_CASE("What the store was writing when it went down is written anew, also what another had joined") {
+  RunInput input = tiered(CheckpointTier::Nvme, 1);
+  input.duration_s = 6000;
+  input.checkpoint_bytes = 1e12;
+  input.cluster.storage.remote_write_bytes_per_s = 1e9;  // 1000 s
+  input.cluster.storage.nvme_write_bytes_per_s = 1e11;   // the second goes to disks at 1200 s, while the store is busy
+  input.faults = one_cause(FaultMode::StorageOutage, FaultScope::Job, 1.0 / 64);
+  int found = 0;
+  for (input.seed = 1; found < 3; ++input.seed) {
+    REQUIRE(input.seed < 200);
+    std::vector<double> down_s, up_s, durable_s;
+    for (const RunEvent& event : simulate(input).events) {
+      const double at_s = static_cast<double>(event.time_ns) / 1e9;
+      if (event.kind == RunEventKind::FaultBegins) down_s.push_back(at_s);
+      if (event.kind == RunEventKind::FaultEnds) up_s.push_back(at_s);
+      if (event.kind == RunEventKind::CheckpointDurable) durable_s.push_back(at_s);
+    }
+    const bool struck = !down_s.empty() && down_s[0] > 1220 && down_s[0] < 1600 && !up_s.empty() && !durable_s.empty();
+    if (!struck || (down_s.size() > 1 && down_s[1] < up_s[0] + 1000)) continue;
+    ++found;
+    CHECK(durable_s[0] == Approx(up_s[0] + 1000));
+  }
+}
+
 TEST_CASE("A user's error strikes until a human mends it") {
   RunInput input = tiered(CheckpointTier::Remote, 1);
   input.faults = one_cause(FaultMode::UserError, FaultScope::Job, 1.0 / (64 * 24));

@@ -118,6 +118,7 @@ double StepMemo::simulated(const StepQuestion& question) {
   StepOptions step = options();
   step.degradations = question.state.slow;
   step.moved = question.state.moved;
+  step.spares_among = question.state.spares_among;
   const Result<StepResult> result = simulate(cluster, step);
   if (stop_requested()) return healthy_.step_s;  // the run that asks ends in the same way
   TY_CHECK(result.ok(), "a program that runs healthy runs degraded");

@@ -10,8 +10,8 @@ namespace trainyard {
 
 /// The ranks of a position in the job run on a node that stands elsewhere: a spare.
 struct MovedNode {
-  std::int64_t position = 0;  // from 0 to the job's nodes; it is home on the node of this number
-  std::int64_t node = 0;
+  std::int64_t position = 0;  // from 0 to the job's nodes
+  std::int64_t place = 0;     // below leaf place / nodes_per_leaf(cluster)
   bool operator==(const MovedNode&) const = default;
 };
 
@@ -20,6 +20,9 @@ struct JobState {
   std::vector<InjectedFault> slow;
   /// By position.
   std::vector<MovedNode> moved;
+  /// So many spares stand among the job's nodes, below each leaf a like share (models/spec/node_places.h): that moves
+  /// the homes of its positions. 0: position p is home at place p.
+  std::int64_t spares_among = 0;
   /// Of every NIC's bandwidth, what copies of checkpoints on their way to peers leave to training.
   double nic_share = 1;
 };

@@ -1,24 +1,23 @@
 #include "sim/platform.h"
 
 #include <algorithm>
-#include <numeric>
+
+#include "models/spec/node_places.h"
 
 namespace trainyard {
 
 Platform::Platform(const ClusterSpec& cluster, std::int64_t ranks, double payload_rate,
-                   const std::vector<MovedNode>& moved)
+                   const std::vector<MovedNode>& moved, std::int64_t spares_among)
     : cluster_(cluster) {
   std::int64_t nodes = (ranks + cluster.gpus_per_node - 1) / cluster.gpus_per_node;
-  if (!moved.empty()) {
+  if (!moved.empty() || spares_among > 0) {
+    place_ = places_with_spares_per_leaf(nodes, spares_among, nodes_per_leaf(cluster));
     place_.resize(static_cast<std::size_t>(nodes));
-    std::iota(place_.begin(), place_.end(), 0);
   }
   capacity_.assign(static_cast<std::size_t>(2 * nodes * cluster.nics_per_node), payload_rate);
   nic_links_ = static_cast<LinkId>(capacity_.size());
-  for (const MovedNode& its : moved) {
-    place_[static_cast<std::size_t>(its.position)] = its.node;
-    nodes = std::max(nodes, its.node + 1);
-  }
+  for (const MovedNode& its : moved) place_[static_cast<std::size_t>(its.position)] = its.place;
+  if (!place_.empty()) nodes = std::max(nodes, *std::max_element(place_.begin(), place_.end()) + 1);
   double below_over_above = 1;
   for (std::size_t i = 0; i < cluster.tiers.size(); ++i) {
     const FabricTier& spec = cluster.tiers[i];

@@ -12,7 +12,7 @@ namespace trainyard {
 using LinkId = std::int32_t;
 
 /// Ranks fill nodes in order: rank r is GPU r % gpus_per_node of node r / gpus_per_node, save where nodes have been
-/// moved: then that number is a position in the job, and the node that fills it stands elsewhere.
+/// moved, or spares stand among them: then that number is a position in the job, and its place another.
 ///
 /// Links have one direction. NIC links come first (out and in of every NIC), then an uplink and a downlink for every
 /// switch group of every tier that can be a bottleneck. A tier whose uplinks carry all that the NICs below can
@@ -21,7 +21,7 @@ class Platform {
  public:
   /// `payload_rate`: bytes/s of payload that a NIC moves in one direction.
   Platform(const ClusterSpec& cluster, std::int64_t ranks, double payload_rate,
-           const std::vector<MovedNode>& moved = {});
+           const std::vector<MovedNode>& moved = {}, std::int64_t spares_among = 0);
 
   [[nodiscard]] std::int64_t node_of(std::int64_t rank) const { return rank / cluster_.gpus_per_node; }
   [[nodiscard]] std::int64_t gpu_of(std::int64_t rank) const { return rank % cluster_.gpus_per_node; }
@@ -32,6 +32,11 @@ class Platform {
   /// True when every GPU has a NIC of its own: then a NIC's links are as private as its rank.
   [[nodiscard]] bool private_nics() const { return cluster_.nics_per_node == cluster_.gpus_per_node; }
   [[nodiscard]] bool is_nic(LinkId link) const { return link < nic_links_; }
+
+  /// Where the node stands that fills a position of the job.
+  [[nodiscard]] std::int64_t place_of_position(std::int64_t position) const {
+    return place_.empty() ? position : place_[static_cast<std::size_t>(position)];
+  }
 
   /// Tier links, without the NICs, that a flow from rank a to rank b on another node crosses.
   void append_tier_links(std::int64_t a, std::int64_t b, std::vector<LinkId>& out) const;
@@ -53,15 +58,13 @@ class Platform {
     LinkId first_link = 0;
   };
 
-  [[nodiscard]] std::int64_t place_of(std::int64_t rank) const {
-    return place_.empty() ? node_of(rank) : place_[static_cast<std::size_t>(node_of(rank))];
-  }
+  [[nodiscard]] std::int64_t place_of(std::int64_t rank) const { return place_of_position(node_of(rank)); }
   [[nodiscard]] std::int64_t nic_of(std::int64_t rank) const {
     return node_of(rank) * cluster_.nics_per_node + gpu_of(rank) * cluster_.nics_per_node / cluster_.gpus_per_node;
   }
 
   ClusterSpec cluster_;
-  std::vector<std::int64_t> place_;  // by position, if any is moved: the node that fills it
+  std::vector<std::int64_t> place_;  // by position, if any is not at home where its number says
   LinkId nic_links_ = 0;
   std::vector<Tier> tiers_;
   std::vector<double> capacity_;

@@ -90,8 +90,8 @@ Bytes to_bytes(const JobState& state) {
   auto slow = nlohmann::json::array(), moved = nlohmann::json::array();
   for (const InjectedFault& fault : state.slow)
     slow.push_back({static_cast<int>(fault.kind), fault.node, fault.device, fault.factor});
-  for (const MovedNode& its : state.moved) moved.push_back({its.position, its.node});
-  return nlohmann::json::to_cbor(nlohmann::json::array({slow, moved, state.nic_share}));
+  for (const MovedNode& its : state.moved) moved.push_back({its.position, its.place});
+  return nlohmann::json::to_cbor(nlohmann::json::array({slow, moved, state.nic_share, state.spares_among}));
 }
 
 JobState state_from(const Bytes& bytes) {
@@ -107,6 +107,7 @@ JobState state_from(const Bytes& bytes) {
   }
   for (const auto& entry : question[1]) state.moved.push_back({entry[0], entry[1]});
   state.nic_share = question[2];
+  state.spares_among = question[3];
   return state;
 }
 

@@ -12,6 +12,7 @@
 #include "models/base/units.h"
 #include "models/faults/fault_mode.h"
 #include "models/recovery/goodput.h"
+#include "models/spec/node_places.h"
 
 namespace trainyard {
 
@@ -53,9 +54,10 @@ Band band_of(recovery::Phase phase) {
   return Band::Detect;
 }
 
-std::int64_t nodes_per_domain(const ClusterSpec& cluster) {
-  if (cluster.tiers.empty()) return std::max<std::int64_t>(cluster.nodes, 1);
-  return std::max<std::int64_t>(cluster.tiers.front().nodes_per_group, 1);
+/// By node, where spares stand among the job's; empty: all stand where their numbers say.
+std::vector<std::int64_t> places_of(const RunInput& input) {
+  if (input.policy.spares.placement == SparePlacement::Together) return {};
+  return places_with_spares_per_leaf(input.job_nodes, input.policy.spare_nodes, nodes_per_leaf(input.cluster));
 }
 
 /// Seconds for the bytes of a checkpoint, from the slowest tier.
@@ -92,9 +94,11 @@ RunWorld::RunWorld(const RunInput& input, sg4::Host* host)
     : input_(input),
       duration_ns_(to_ns(input.duration_s)),
       held_nodes_(input.job_nodes + input.policy.spare_nodes),
+      places_(places_of(input)),
       controller_config_(recovery::controller_config(
           input.policy,
-          {input.job_nodes, nodes_per_domain(input.cluster), input.replicas, input.positions, slowest_load_s(input)},
+          {input.job_nodes, nodes_per_leaf(input.cluster), input.replicas, input.positions, slowest_load_s(input),
+           places_},
           checkpoint_interval_s(input),
           mean_time_between_failures_s(failures_per_gpu_hour(input), input.job_nodes * input.cluster.gpus_per_node))),
       controller_(controller_config_),
@@ -106,7 +110,7 @@ RunWorld::RunWorld(const RunInput& input, sg4::Host* host)
                 [this](std::int64_t at_ns, StorageTraffic::Task task) { agenda_.at(at_ns, std::move(task)); }}),
       symptom_draws_(input.seed, "run.symptoms"),
       repair_draws_(input.seed, "run.repair"),
-      copies_(std::min(nodes_per_domain(input.cluster), std::max<std::int64_t>(1, input.job_nodes / 2))),
+      copies_(std::min(nodes_per_leaf(input.cluster), std::max<std::int64_t>(1, input.job_nodes / 2))),
       active_replicas_(static_cast<std::size_t>(input.replicas)),
       replicas_in_step_(active_replicas_) {
   const faults::FleetShape shape{input_.job_nodes, held_nodes_, input_.cluster.gpus_per_node, duration_ns_};
@@ -118,7 +122,8 @@ RunWorld::RunWorld(const RunInput& input, sg4::Host* host)
   slots_.resize(static_cast<std::size_t>(input_.job_nodes));
   for (std::int64_t slot = 0; slot < input_.job_nodes; ++slot)
     slots_[static_cast<std::size_t>(position_of(slot))] = slot;
-  step_time_ = input_.step_times({});
+  state_ = job_state();
+  step_time_ = input_.step_times(state_);
   healthy_step_s_ = step_time_.step_s;
   copies_slow_steps_ = storage_.alone_s(StorageTraffic::Way::ToPeers, input_.checkpoint_bytes) >= healthy_step_s_;
   if (input_.keep_log) log_.emplace(controller_config_);
@@ -223,7 +228,7 @@ void RunWorld::arm_source() {
 
 void RunWorld::pull_faults() {
   for (auto at_ns = source_->next_ns(); at_ns && *at_ns <= now_ns_; at_ns = source_->next_ns())
-    if (const std::optional<faults::Fault> fault = source_->take()) strike(*fault);
+    if (const std::optional<faults::Fault> fault = source_->take()) strike(*fault, {});
   arm_source();
 }
 
@@ -233,10 +238,9 @@ void RunWorld::node_is(NodeId node, faults::NodeUse use, std::int64_t slot) {
   arm_source();
 }
 
-void RunWorld::strike(const faults::Fault& fault) {
+void RunWorld::strike(const faults::Fault& fault, Damage damage) {
   const faults::ModeRow& row = faults::row_of(fault.mode);
   const std::vector<FaultCause>& causes = input_.faults.causes;
-  Damage damage;
   damage.scope = fault.cause < causes.size() ? causes[fault.cause].scope : scope_of(fault.mode);
   damage.symptom_after_ns = to_ns(input_.policy.detection_timeout_s);
   if (fault.repair_ns) damage.repaired_at_ns = now_ns_ + *fault.repair_ns;
@@ -266,8 +270,9 @@ void RunWorld::strike(const faults::Fault& fault) {
 
 /// Every node of the leaf at once, each counted.
 void RunWorld::strike_leaf(const faults::Fault& fault, Damage damage) {
-  const std::int64_t size = nodes_per_domain(input_.cluster), first = fault.node / size * size;
-  for (NodeId node = first; node < std::min(first + size, held_nodes_); ++node) strike_node(node, fault.cause, damage);
+  const std::int64_t size = nodes_per_leaf(input_.cluster), leaf = place_of(places_, fault.node) / size;
+  for (NodeId node = 0; node < held_nodes_; ++node)
+    if (place_of(places_, node) / size == leaf) strike_node(node, fault.cause, damage);
 }
 
 /// A software failure: no node is to blame.
@@ -310,7 +315,8 @@ void RunWorld::strike_storage(std::int64_t until_ns) {
 /// The job crashes, and again after each restart until a human has found the mistake.
 void RunWorld::make_user_error(const faults::Fault& fault) {
   const faults::LognormalSeconds mends = faults::row_of(FaultMode::UserError).mends;
-  const double until_s = repair_draws_.lognormal(std::log(mends.median_s), mends.sigma);
+  const double until_s = fault.duration_ns ? static_cast<double>(*fault.duration_ns) / kNsPerS
+                                           : repair_draws_.lognormal(std::log(mends.median_s), mends.sigma);
   user_error_ = fault;
   user_error_until_ns_ = now_ns_ + to_ns(std::min(until_s, input_.duration_s));
   agenda_.at(user_error_until_ns_, [this] {
@@ -409,14 +415,19 @@ void RunWorld::begin_injected(std::size_t index) {
     case InjectedKind::GpuSlow:
     case InjectedKind::NicSlow: return begin_slow(fault, ends_at_ns);
     case InjectedKind::LinkDown: return link_down(fault.node, result_.by_cause.size() - 1, ends_at_ns);
-    case InjectedKind::NodeCrash: {
-      Damage damage;
-      damage.injected = true;
-      damage.ends_at_ns = ends_at_ns;
-      damage.symptom_after_ns = to_ns(input_.policy.detection_timeout_s);
-      return strike_node(fault.node, result_.by_cause.size() - 1, damage);
-    }
+    case InjectedKind::NodeCrash: break;
   }
+  Damage damage;
+  damage.injected = true;
+  damage.ends_at_ns = ends_at_ns;
+  damage.symptom_after_ns = to_ns(input_.policy.detection_timeout_s);
+  if (!fault.mode) return strike_node(fault.node, result_.by_cause.size() - 1, damage);
+  faults::Fault its{.at_ns = now_ns_, .cause = result_.by_cause.size() - 1, .mode = *fault.mode};
+  its.node = scope_of(its.mode) == FaultScope::Job ? faults::kWholeJob : fault.node;
+  its.device = fault.device;
+  if (ends_at_ns || its.mode == FaultMode::StorageOutage)
+    its.duration_ns = ends_at_ns.value_or(duration_ns_ + 1) - now_ns_;
+  strike(its, damage);
 }
 
 void RunWorld::begin_slow(const InjectedFault& part, std::optional<std::int64_t> ends_at_ns) {
@@ -642,6 +653,7 @@ JobState RunWorld::job_state() {
   std::sort(state.slow.begin(), state.slow.end(), less);
   find_moved();
   state.moved = moved_;
+  if (!places_.empty()) state.spares_among = input_.policy.spare_nodes;
   if (copies_slow_steps_ && copies_to_peers_ > 0) state.nic_share = 1 - input_.policy.checkpoints.drain_share;
   return input_.reduced ? input_.reduced(state) : state;
 }
@@ -654,7 +666,7 @@ void RunWorld::find_moved() {
   for (std::size_t position = 0; position < slots_.size(); ++position) {
     const NodeId owner = owners[static_cast<std::size_t>(slots_[position])];
     if (owner != static_cast<NodeId>(position) && owner != kNobody)
-      moved_.push_back({static_cast<std::int64_t>(position), owner});
+      moved_.push_back({static_cast<std::int64_t>(position), place_of(places_, owner)});
   }
 }
 

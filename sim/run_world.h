@@ -83,7 +83,8 @@ class RunWorld {
   // The fault injector.
   void arm_source();
   void pull_faults();
-  void strike(const faults::Fault& fault);
+  /// With what is known of the damage already; the rest follows from the fault.
+  void strike(const faults::Fault& fault, Damage damage);
   void strike_leaf(const faults::Fault& fault, Damage damage);
   void strike_job(const faults::Fault& fault);
   void crash_processes(const faults::Fault& fault);
@@ -177,6 +178,7 @@ class RunWorld {
   std::int64_t spare_ns_ = 0;
   std::int64_t some_spare_ns_ = 0;
 
+  std::vector<std::int64_t> places_;  // by node; empty: where their numbers say
   recovery::ControllerConfig controller_config_;
   recovery::Controller controller_;
   std::optional<recovery::LogWriter> log_;

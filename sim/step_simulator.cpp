@@ -30,7 +30,8 @@ Result<StepResult> simulate_step_here(const StepProgram& program, const ClusterS
   const auto seconds = [&] {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
   };
-  const Platform platform(cluster, program.plan.ranks(), cost.nic_payload_rate(cluster.nic_bytes_per_s), options.moved);
+  const Platform platform(cluster, program.plan.ranks(), cost.nic_payload_rate(cluster.nic_bytes_per_s), options.moved,
+                          options.spares_among);
   const Fold folded = fold(program.plan, platform, options.degradations, options.unfold);
   const double fold_wall_s = seconds();
   Result<StepResult> result = conduct(program, cluster, cost, options, folded);

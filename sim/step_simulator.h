@@ -27,6 +27,8 @@ struct StepOptions {
   std::vector<InjectedFault> degradations;
   /// Spares that fill a position from elsewhere.
   std::vector<MovedNode> moved;
+  /// Spares that stand among the job's nodes, as JobState has them.
+  std::int64_t spares_among = 0;
   /// Simulate every rank on its own.
   bool unfold = false;
   /// Replay runs of private ops as one event each.

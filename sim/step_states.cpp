@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "models/spec/node_places.h"
 #include "sim/fold.h"
 #include "sim/platform.h"
 
@@ -44,7 +45,8 @@ std::string StepQuestion::key() const {
   for (const InjectedFault& fault : state.slow)
     key += fmt::format("{}/{}/{}/{:a};", static_cast<int>(fault.kind), fault.node, fault.device, fault.factor);
   if (state.nic_share != 1) key += fmt::format("nics at {:a};", state.nic_share);
-  for (const MovedNode& moved : state.moved) key += fmt::format("{}>{};", moved.position, moved.node);
+  for (const MovedNode& moved : state.moved) key += fmt::format("{}>{};", moved.position, moved.place);
+  if (state.spares_among != 0) key += fmt::format("{} spares among;", state.spares_among);
   return key;
 }
 
@@ -58,6 +60,7 @@ StepStates::StepStates(const ParallelPlan& plan, const ClusterSpec& cluster, dou
       dp_together_(std::max<std::int64_t>(1, plan.ep / plan.cp)),
       passes_(static_cast<double>(plan.micro_batches() * plan.virtual_stages)) {
   const Platform platform(cluster, plan.ranks(), payload_rate);
+  tiers_matter_ = platform.limiting_tiers() > 0;
   const double headroom = tier_headroom(plan, platform);
   if (headroom < 0) return;
   // A node away from home brings its own traffic to a tier link, and at worst that of all whom it talks to: two
@@ -72,12 +75,13 @@ JobState StepStates::reduced(const JobState& state) const {
   std::map<std::pair<std::int64_t, InjectedKind>, double> factors;  // by rank; several of one kind multiply
   for (const InjectedFault& part : state.slow)
     factors.try_emplace({rank_of(part), part.kind}, 1.0).first->second *= part.factor;
-  const bool moved = std::ssize(state.moved) > movable_nodes_;
   JobState out;
   out.nic_share = state.nic_share;
+  if (tiers_matter_) out.spares_among = state.spares_among;
+  const std::vector<MovedNode> moved = away(state);
   if (exact_) {
     for (const auto& [where, factor] : factors) out.slow.push_back(fault_of(where.first, where.second, factor));
-    if (moved) out.moved = state.moved;
+    out.moved = moved;
     return out;
   }
   std::map<std::int64_t, std::map<std::int64_t, Slowest>> stages;  // by stage, then by those who go at one pace
@@ -90,16 +94,21 @@ JobState StepStates::reduced(const JobState& state) const {
     for (const auto& [pace, slowest] : paces)
       if (!outdone(slowest, pace, paces))
         for (const auto& [kind, part] : slowest) out.slow.push_back(part);
-  if (moved) out.moved = farthest(state.moved);
+  // One for all, from the start of the job to beyond its end.
+  if (!moved.empty()) out.moved = {{0, std::max(nodes_ + out.spares_among, nodes_per_leaf(cluster_))}};
   return out;
 }
 
 double StepStates::step_s(const JobState& reduced, const Ask& ask) const {
   if (exact_) return ask({reduced, false});
-  double step_s = ask({});
+  const auto with = [&](std::vector<MovedNode> moved, double nic_share) {
+    return ask({{{}, std::move(moved), reduced.spares_among, nic_share}, false});
+  };
+  const double healthy_s = with({}, 1);
+  double step_s = healthy_s;
   if (!reduced.slow.empty()) step_s *= slowdown(reduced.slow, ask);
-  if (!reduced.moved.empty()) step_s *= ask({{{}, reduced.moved}, false}) / ask({});
-  if (reduced.nic_share != 1) step_s *= ask({{{}, {}, reduced.nic_share}, false}) / ask({});
+  if (!reduced.moved.empty()) step_s *= with(reduced.moved, 1) / healthy_s;
+  if (reduced.nic_share != 1) step_s *= with({}, reduced.nic_share) / healthy_s;
   return step_s;
 }
 
@@ -157,13 +166,16 @@ InjectedFault StepStates::fault_of(std::int64_t rank, InjectedKind kind, double 
   return fault;
 }
 
-/// One for all, from the start of the job to beyond its end; none if all stand below the switches of their homes.
-std::vector<MovedNode> StepStates::farthest(const std::vector<MovedNode>& moved) const {
-  if (cluster_.tiers.empty()) return {};
-  const std::int64_t leaf = cluster_.tiers.front().nodes_per_group;
-  const auto is_away = [&](const MovedNode& its) { return its.position / leaf != its.node / leaf; };
-  if (std::none_of(moved.begin(), moved.end(), is_away)) return {};
-  return {{0, std::max(nodes_, leaf)}};
+/// Those of `state` that do not stand below the switch of their home, if that can make a difference.
+std::vector<MovedNode> StepStates::away(const JobState& state) const {
+  const bool few = state.spares_among == 0 && std::ssize(state.moved) <= movable_nodes_;
+  if (few || !tiers_matter_) return {};
+  const std::int64_t leaf = nodes_per_leaf(cluster_);
+  const std::vector<std::int64_t> homes = places_with_spares_per_leaf(nodes_, state.spares_among, leaf);
+  std::vector<MovedNode> away;
+  for (const MovedNode& its : state.moved)
+    if (place_of(homes, its.position) / leaf != its.place / leaf) away.push_back(its);
+  return away;
 }
 
 }  // namespace trainyard

@@ -67,12 +67,15 @@ class StepStates {
   [[nodiscard]] double stage_s(std::int64_t stage, InjectedKind kind, double factor, const Ask& ask) const;
   [[nodiscard]] StepQuestion slow_stage(std::int64_t stage, InjectedKind kind, double factor) const;
   [[nodiscard]] InjectedFault fault_of(std::int64_t rank, InjectedKind kind, double factor) const;
-  [[nodiscard]] std::vector<MovedNode> farthest(const std::vector<MovedNode>& moved) const;
+  [[nodiscard]] std::vector<MovedNode> away(const JobState& state) const;
 
   Mesh mesh_;
   ClusterSpec cluster_;
   bool exact_;
   std::int64_t tp_, cp_, nodes_;
+  /// Some tier of switches can be a bottleneck.
+  bool tiers_matter_ = false;
+  /// So many may be away from home, where no spares stand among the job's, and never fill a tier up.
   std::int64_t movable_nodes_ = 0;
   /// Consecutive data-parallel indices over which experts are spread.
   std::int64_t dp_together_;

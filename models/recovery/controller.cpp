@@ -102,6 +102,7 @@ RosterConfig roster_config(const PolicySpec& policy, const JobShape& job) {
     config.spares.emplace(job.nodes + i, i < hot ? Temperature::Hot : cold ? Temperature::Cold : Temperature::Warm);
   }
   config.nodes_per_domain = job.nodes_per_domain;
+  config.places = job.places;
   if (policy.elastic.enabled && job.replicas > 1) config.slots_per_replica = job.nodes / job.replicas;
   config.min_replicas = policy.elastic.min_replicas;
   config.max_ejections_per_domain = policy.max_ejections_per_domain_per_hour;

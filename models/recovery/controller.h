@@ -81,6 +81,8 @@ struct JobShape {
   std::vector<NodeId> owners = {};
   /// What loading may take beside the policy's load_state_s: the bytes.
   double load_s = 0;
+  /// By node, where it stands; empty: the places are the numbers.
+  std::vector<std::int64_t> places = {};
 };
 
 /// The controller's knobs of a policy. Deadlines are twice what the policy expects of the world plus the

@@ -23,9 +23,9 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Deadlines, fence_ns, allocate_ns, process_sta
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(StragglerPolicy, replace_at_slowdown, patience_ns)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(CheckpointConfig, cadence, interval_ns, stall_s, expected_mtbf_s, usual_tier,
                                    permanent_every, hash_vote)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(RosterConfig, owners, spares, nodes_per_domain, slots_per_replica, min_replicas,
-                                   max_ejections_per_domain, ejection_window_ns, lemon_ejections, lemon_window_ns,
-                                   retire_ejections)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(RosterConfig, owners, spares, nodes_per_domain, places, slots_per_replica,
+                                   min_replicas, max_ejections_per_domain, ejection_window_ns, lemon_ejections,
+                                   lemon_window_ns, retire_ejections)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ControllerConfig, incarnation, roster, checkpoints, stragglers, hot_spares,
                                    regrow_patience_ns, maintenance_lead_ns, exits_before_blame, exit_window_ns,
                                    readmission_test, diagnosis_ns, max_barren_attempts, page_retry_ns, deadlines)
@@ -50,6 +50,7 @@ bool sound(const RosterConfig& roster) {
   const auto slots = static_cast<std::int64_t>(roster.owners.size());
   for (const auto& [node, temperature] : roster.spares) nodes.insert(node);
   return slots > 0 && nodes.size() == roster.owners.size() + roster.spares.size() && *nodes.begin() >= 0 &&
+         std::none_of(roster.places.begin(), roster.places.end(), [](std::int64_t place) { return place < 0; }) &&
          roster.nodes_per_domain > 0 && roster.max_ejections_per_domain > 0 && roster.slots_per_replica >= 0 &&
          (roster.slots_per_replica == 0 || slots % roster.slots_per_replica == 0);
 }

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "models/recovery/messages.h"
+#include "models/spec/node_places.h"
 
 namespace trainyard::recovery {
 
@@ -23,8 +24,10 @@ struct RosterConfig {
   /// owners[slot] is the node that holds the slot's logical ranks at launch, and its home.
   std::vector<NodeId> owners;
   std::map<NodeId, Temperature> spares;
-  /// Node n lies in failure domain n / nodes_per_domain (a leaf switch).
+  /// A node lies in failure domain place / nodes_per_domain (a leaf switch) ...
   std::int64_t nodes_per_domain = 1;
+  /// ... where its place is its number, but for those that this tells, by number (models/spec/node_places.h).
+  std::vector<std::int64_t> places = {};
   /// Slots of one data-parallel replica; 0: the job cannot shrink. Divides the slots.
   std::int64_t slots_per_replica = 0;
   std::int64_t min_replicas = 1;
@@ -44,7 +47,9 @@ class Roster {
   [[nodiscard]] const std::vector<NodeId>& owners() const { return owners_; }
   [[nodiscard]] bool holds(NodeId node) const { return slot_of_.contains(node); }
   [[nodiscard]] std::optional<std::int64_t> slot_of(NodeId node) const;
-  [[nodiscard]] std::int64_t domain_of(NodeId node) const { return node / config_.nodes_per_domain; }
+  [[nodiscard]] std::int64_t domain_of(NodeId node) const {
+    return place_of(config_.places, node) / config_.nodes_per_domain;
+  }
 
   // ---- Spares ----
   [[nodiscard]] const std::map<NodeId, Temperature>& spares() const { return spares_; }

@@ -88,7 +88,9 @@ InjectedKind kind_of(FaultMode mode) {
   switch (mode) {
     case FaultMode::GpuThermalThrottle:
     case FaultMode::GpuPowerThrottle: return InjectedKind::GpuSlow;
-    case FaultMode::NicDegraded: return InjectedKind::NicSlow;
+    case FaultMode::NicDegraded:
+    case FaultMode::LooseConnection:  // PCIe: between the GPU and its NIC
+    case FaultMode::MisconfiguredAfterRepair: return InjectedKind::NicSlow;
     case FaultMode::LinkDown:
     case FaultMode::LinkFlap: return InjectedKind::LinkDown;
     default: return InjectedKind::NodeCrash;

@@ -44,8 +44,13 @@ struct CheckpointPolicy {
   bool hash_vote = false;
 };
 
+/// Where spares stand: after the job's nodes, or a like share of them below every leaf switch, where a spare takes a
+/// failed node's place and its traffic stays on that leaf.
+enum class SparePlacement { Together, PerLeaf };
+
 /// What is ready on the spares, and what it takes to use one that is not hot.
 struct SparePolicy {
+  SparePlacement placement = SparePlacement::Together;
   /// Of spare_nodes; unset (-1): all. The rest are warm, but for `cold`.
   std::int64_t hot = -1;
   std::int64_t cold = 0;

@@ -131,6 +131,9 @@ void read_policy_parts(ObjectReader& from, PolicySpec& policy) {
               [&](ObjectReader& its) {
                 its.integer("hot", policy.spares.hot, count)
                     .integer("cold", policy.spares.cold, count)
+                    .choice<SparePlacement>(
+                        "placement", policy.spares.placement,
+                        {{"together", SparePlacement::Together}, {"per_leaf", SparePlacement::PerLeaf}})
                     .number("warm_extra_s", policy.spares.warm_extra_s, seconds)
                     .number("cold_extra_s", policy.spares.cold_extra_s, seconds);
               })

@@ -10,6 +10,7 @@
 #include "models/base/random.h"
 #include "models/base/units.h"
 #include "models/spec/json_reader.h"
+#include "models/spec/node_places.h"
 
 namespace trainyard::fuzz {
 
@@ -34,6 +35,7 @@ void for_each_knob(NightKnobs& k, Visit visit) {
   visit("warm_spares", k.warm_spares, 0, 64);
   visit("cold_spares", k.cold_spares, 0, 64);
   visit("nodes_per_domain", k.nodes_per_domain, 1, 64);
+  visit("spares_per_leaf", k.spares_per_leaf, 0, 1);
   visit("min_replicas", k.min_replicas, 1, 64);
   visit("keep_hot", k.keep_hot, 0, 64);
   visit("max_ejections_per_domain", k.max_ejections_per_domain, 1, 64);
@@ -114,6 +116,7 @@ void draw_job(Dice& dice, NightKnobs& k) {
   k.cold_spares = dice.between(0, 1);
   k.keep_hot = dice.between(0, k.spares());
   k.nodes_per_domain = dice.between(2, 6);
+  k.spares_per_leaf = dice.chance(0.5);
 }
 
 void draw_policy(Dice& dice, NightKnobs& k) {
@@ -190,6 +193,11 @@ Mischief draw_mischief(Dice& dice, const NightKnobs& k) {
 
 const char* to_string(MischiefKind kind) { return kKindNames[static_cast<std::size_t>(kind)]; }
 
+std::vector<std::int64_t> NightKnobs::places() const {
+  return places_with_spares_per_leaf(slots + (spares_per_leaf ? 0 : spares()), spares_per_leaf ? spares() : 0,
+                                     nodes_per_domain);
+}
+
 Night draw_night(std::uint64_t seed) {
   Dice dice(seed);
   Night night;
@@ -220,6 +228,7 @@ recovery::LauncherConfig launcher_config(const NightKnobs& k) {
                                        : i < k.hot_spares + k.warm_spares ? Temperature::Warm
                                                                           : Temperature::Cold);
   roster.nodes_per_domain = k.nodes_per_domain;
+  roster.places = k.places();
   if (k.replicas > 1) roster.slots_per_replica = k.shards();
   roster.min_replicas = k.min_replicas;
   roster.max_ejections_per_domain = k.max_ejections_per_domain;

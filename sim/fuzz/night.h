@@ -52,6 +52,7 @@ struct NightKnobs {
   std::int64_t replicas = 1;  // that the job can lose and take back; 1: it cannot shrink
   std::int64_t hot_spares = 2, warm_spares = 0, cold_spares = 0;
   std::int64_t nodes_per_domain = 4;
+  bool spares_per_leaf = false;  // else they stand after the job's nodes
 
   // The policy.
   std::int64_t min_replicas = 1;
@@ -91,6 +92,8 @@ struct NightKnobs {
   [[nodiscard]] std::int64_t spares() const { return hot_spares + warm_spares + cold_spares; }
   /// Slots whose shards make up one copy of the state.
   [[nodiscard]] std::int64_t shards() const { return slots / replicas; }
+  /// By node, where it stands.
+  [[nodiscard]] std::vector<std::int64_t> places() const;
 };
 
 struct Night {

@@ -326,7 +326,7 @@ class World {
     if (const auto* page = std::get_if<PageHuman>(&action.body))
       if (page->reason == PageReason::NodeRetired) retired_.insert(*page->subject);
     if (const auto* eject = std::get_if<Eject>(&action.body)) {
-      std::deque<std::int64_t>& times_ns = ejections_ns_[eject->node / k_.nodes_per_domain];
+      std::deque<std::int64_t>& times_ns = ejections_ns_[domain_of(eject->node)];
       while (!times_ns.empty() && times_ns.front() + to_ns(k_.ejection_window_s) <= now_ns_) times_ns.pop_front();
       times_ns.push_back(now_ns_);
       if (static_cast<std::int64_t>(times_ns.size()) > k_.max_ejections_per_domain)
@@ -706,13 +706,15 @@ class World {
     return true;
   }
 
+  std::int64_t domain_of(NodeId id) const { return place_of(places_, id) / k_.nodes_per_domain; }
+
   /// A member in another failure domain, if there is one.
   NodeId buddy_of(NodeId id) {
     const auto own = static_cast<std::size_t>(std::find(group_.begin(), group_.end(), id) - group_.begin());
     for (const bool elsewhere : {true, false}) {
       for (std::size_t i = 1; i < group_.size(); ++i) {
         const NodeId other = group_[(own + i) % group_.size()];
-        if (other != id && (!elsewhere || other / k_.nodes_per_domain != id / k_.nodes_per_domain)) return other;
+        if (other != id && (!elsewhere || domain_of(other) != domain_of(id))) return other;
       }
     }
     return id;
@@ -833,8 +835,7 @@ class World {
       case MischiefKind::LinkDown: n.link_up_ns = std::max(n.link_up_ns, until_ns); return;
       case MischiefKind::LeafFlap:
         for (NodeId id = 0; id < static_cast<NodeId>(nodes_.size()); ++id)
-          if (id / k_.nodes_per_domain == m.node / k_.nodes_per_domain)
-            node(id).link_up_ns = std::max(node(id).link_up_ns, until_ns);
+          if (domain_of(id) == domain_of(m.node)) node(id).link_up_ns = std::max(node(id).link_up_ns, until_ns);
         return;
       case MischiefKind::LauncherCrash:
         crash_armed_ = launcher_.has_value();
@@ -941,6 +942,7 @@ class World {
 
   const Night& night_;
   const NightKnobs& k_;
+  const std::vector<std::int64_t> places_ = k_.places();
   const LauncherConfig config_;
   const PlayOptions& options_;
   NightResult result_;

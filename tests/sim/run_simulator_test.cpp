@@ -12,6 +12,7 @@
 #include <simgrid/s4u.hpp>
 
 #include "models/base/units.h"
+#include "models/spec/node_places.h"
 #include "sim/simgrid_engine.h"
 #include "tests/sim/run_inputs.h"
 
@@ -161,6 +162,70 @@ TEST_CASE("A node that never comes back leaves the job waiting to the end") {
   CHECK(result.band_s(Band::WaitForSpare) > 81000);
   CHECK(result.steps_done == 360);
   CHECK(sum_s(result) == Approx(86400).margin(1e-9));
+}
+
+TEST_CASE("A spare below the failed node's leaf keeps its traffic there, one after the job's nodes does not") {
+  RunInput input = small_job();
+  input.job_nodes = 6;
+  input.cluster.tiers = {{"leaf", 4, 1}};
+  input.faults.injected = {injected(InjectedKind::NodeCrash, 3600, 0)};
+  // Twice as long for ranks that are not below the switch of their home.
+  input.step_times = [&](const JobState& state) {
+    const auto homes = places_with_spares_per_leaf(input.job_nodes, state.spares_among, 4);
+    const bool away = std::any_of(state.moved.begin(), state.moved.end(), [&](const MovedNode& moved) {
+      return place_of(homes, moved.position) / 4 != moved.place / 4;
+    });
+    return StepTime{away ? 20.0 : 10.0, 10};
+  };
+  const double together = simulate(input).effective_training_time;
+  input.policy.spares.placement = SparePlacement::PerLeaf;
+  const double per_leaf = simulate(input).effective_training_time;
+  CHECK(together < 0.55);
+  CHECK(per_leaf > 0.95);
+}
+
+TEST_CASE("A leaf that fails takes the spares below it, wherever they stand") {
+  RunInput input = small_job();
+  input.job_nodes = 6;
+  input.cluster.tiers = {{"leaf", 4, 1}};
+  InjectedFault leaf = injected(InjectedKind::NodeCrash, 3600, 0);
+  leaf.mode = FaultMode::SwitchCrash;
+  input.faults.injected = {leaf};
+  const RunResult together = simulate(input);
+  CHECK(together.spare_failures == 0);  // leaf 0 holds nodes 0 to 3, the spares are 6 and 7
+  input.policy.spares.placement = SparePlacement::PerLeaf;
+  const RunResult per_leaf = simulate(input);
+  CHECK(per_leaf.spare_failures == 1);  // nodes 0, 1, 2 and a spare
+}
+
+TEST_CASE("An injected mode does what the mode does") {
+  const auto with = [](FaultMode mode, std::optional<double> duration_s = std::nullopt) {
+    RunInput input = small_job();
+    input.policy.evidence = Evidence::All;
+    input.cluster.tiers = {{"leaf", 2, 1}};
+    InjectedFault fault = injected(kind_of(mode), 3600, 0, duration_s);
+    fault.mode = mode;
+    input.faults.injected = {fault};
+    return simulate(input);
+  };
+  CHECK(with(FaultMode::SwitchCrash).failures == 2);  // both nodes of the leaf
+  CHECK(with(FaultMode::HostCrash).failures == 1);
+  CHECK(with(FaultMode::SilentDataCorruption).corruptions == 1);
+  CHECK(with(FaultMode::SilentDataCorruption).failures == 0);
+  CHECK(with(FaultMode::StorageOutage, 600).failures == 0);
+  const RunResult software = with(FaultMode::SoftwareCrash);
+  CHECK(software.failures == 1);
+  CHECK(count(software, RunEventKind::Eject) == 0);               // no node is to blame
+  CHECK(with(FaultMode::UserError, 1800).recoveries.size() > 1);  // until somebody has found it
+  // A GPU that falls off the bus says so in an XID, where a dead host says nothing.
+  const auto xids = [](const RunResult& run) {
+    recovery::LogReader log(run.log);
+    int told = 0;
+    while (const auto event = log.next()) told += event->event.rfind("xid_reported", 0) == 0 ? 1 : 0;
+    return told;
+  };
+  CHECK(xids(with(FaultMode::GpuOffBus)) + xids(with(FaultMode::GpuEccUncorrectable)) > 0);
+  CHECK(xids(with(FaultMode::HostCrash)) == 0);
 }
 
 TEST_CASE("Repair times follow the policy's lognormal", "[statistics]") {

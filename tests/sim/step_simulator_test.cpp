@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "models/base/random.h"
+#include "models/spec/node_places.h"
 #include "sim/fold.h"
 #include "sim/platform.h"
 #include "sim/step_simulator.h"
@@ -92,6 +93,20 @@ std::vector<InjectedFault> some_degradations(const ClusterSpec& cluster, const P
   return out;
 }
 
+/// Spares after the job's nodes or among them, some of which hold ranks.
+void place_some_nodes(const ClusterSpec& cluster, const ParallelPlan& plan, RandomStream& random,
+                      StepOptions& options) {
+  const std::int64_t nodes = (plan.ranks() + cluster.gpus_per_node - 1) / cluster.gpus_per_node;
+  const auto spares = static_cast<std::int64_t>(random.below(4));
+  if (random.below(2) == 0) options.spares_among = spares;
+  const std::vector<std::int64_t> places =
+      places_with_spares_per_leaf(nodes, options.spares_among, nodes_per_leaf(cluster));
+  for (std::int64_t spare = nodes; spare < nodes + spares; ++spare)
+    if (random.below(2) == 0)
+      options.moved.push_back(
+          {static_cast<std::int64_t>(random.below(static_cast<std::uint64_t>(nodes))), place_of(places, spare)});
+}
+
 StepResult simulated(const StepProgram& program, const ClusterSpec& cluster, const StepOptions& options) {
   const Result<StepResult> result = simulate_step(program, cluster, h100(), options);
   if (!result) FAIL(to_string(result.problems().front()));
@@ -101,7 +116,8 @@ StepResult simulated(const StepProgram& program, const ClusterSpec& cluster, con
 // When each rank ends, and its busy time, by rank.
 std::vector<std::pair<double, double>> by_rank(const StepProgram& program, const ClusterSpec& cluster,
                                                const StepOptions& options, const StepResult& result) {
-  const Platform platform(cluster, program.plan.ranks(), h100().nic_payload_rate(cluster.nic_bytes_per_s));
+  const Platform platform(cluster, program.plan.ranks(), h100().nic_payload_rate(cluster.nic_bytes_per_s),
+                          options.moved, options.spares_among);
   const Fold folded = fold(program.plan, platform, options.degradations, options.unfold);
   std::vector<std::pair<double, double>> out;
   for (const std::int32_t c : folded.rank_class_of) {
@@ -114,7 +130,7 @@ std::vector<std::pair<double, double>> by_rank(const StepProgram& program, const
 }  // namespace
 
 TEST_CASE("folding and merging change nothing", "[sim]") {
-  RandomStream random(17, "fold");
+  RandomStream random(17, "fold"), placing(17, "places");
   std::size_t folded_classes = 0, ranks = 0;
   for (int i = 0; i < (testing::kSanitized ? 60 : 200); ++i) {
     ModelSpec model = tiny_model(static_cast<ModelFamily>(random.below(4)));
@@ -124,6 +140,7 @@ TEST_CASE("folding and merging change nothing", "[sim]") {
     const StepProgram program = lower(model, plan);
     StepOptions options;
     options.degradations = some_degradations(cluster, plan, random);
+    place_some_nodes(cluster, plan, placing, options);
     for (const auto& f : options.degradations)
       UNSCOPED_INFO("fault " << int(f.kind) << " at " << f.at_s << " for " << f.duration_s.value_or(-1) << " node "
                              << f.node << " dev " << f.device << " x" << f.factor);

@@ -8,6 +8,7 @@
 #include <catch2/catch.hpp>
 
 #include "models/base/random.h"
+#include "models/spec/node_places.h"
 #include "models/spec/scenario.h"
 #include "sim/step_simulator.h"
 #include "sim/step_states.h"
@@ -122,6 +123,31 @@ TEST_CASE("A slow GPU and a slow NIC add up where ranks meet in every layer, and
   CHECK(step_s(64, 88) == Approx(17));
   CHECK(step_s(64, 104) == Approx(15));
   CHECK(step_s(64, 136) == Approx(15).epsilon(0.001));  // another stage
+}
+
+TEST_CASE("A spare below the leaf of those it stands in for changes nothing, one elsewhere does") {
+  Job job = small("published/grok1-dgxc-512.json", 8);
+  job.scenario.cluster.tiers = {{"leaf", 8, 4}, {"row", 32, 1}};
+  const double payload = job.cost.nic_payload_rate(job.scenario.cluster.nic_bytes_per_s);
+  const StepStates states(job.scenario.plan, job.scenario.cluster, payload, false);
+  const std::int64_t nodes = job.scenario.plan.ranks() / 8, spares = nodes / 4;
+  const std::vector<std::int64_t> places = places_with_spares_per_leaf(nodes, spares, 8);
+  JobState below, elsewhere;
+  below.spares_among = elsewhere.spares_among = spares;
+  const std::int64_t home = places[0] / 8;
+  for (std::int64_t spare = nodes; spare < nodes + spares; ++spare) {
+    const std::int64_t place = place_of(places, spare);
+    (place / 8 == home ? below : elsewhere).moved.push_back({0, place});
+  }
+  REQUIRE(!below.moved.empty());
+  CHECK(states.reduced(below).moved.empty());
+  CHECK(states.reduced(elsewhere).moved.size() == 1);
+  CHECK(states.reduced(below).spares_among == spares);
+  // Switches that never fill up: it does not matter who stands where.
+  for (FabricTier& tier : job.scenario.cluster.tiers) tier.oversubscription = 1;
+  const StepStates alike(job.scenario.plan, job.scenario.cluster, payload, false);
+  CHECK(alike.reduced(elsewhere).moved.empty());
+  CHECK(alike.reduced(elsewhere).spares_among == 0);
 }
 
 TEST_CASE("A state reduced says the same, and no more than it must") {

@@ -1,6 +1,7 @@
 // Fault tables: modes and generators as users write them, and what is said of those that are wrong.
 #include <catch2/catch.hpp>
 
+#include "models/faults/fault_mode.h"
 #include "models/spec/scenario.h"
 #include "tests/spec/broken.h"
 
@@ -82,6 +83,16 @@ TEST_CASE("an injected fault has a kind or a mode") {
   expect_of_faults(R"({"injected": [{"node": 0, "mode": "gpu_power_throttle"}]})", {"injected[0].factor", "above 1"});
   expect_of_faults(R"({"injected": [{"node": 0, "mode": "gpu_off_bus", "factor": 2}]})",
                    {"injected[0].factor", "means nothing"});
+}
+
+TEST_CASE("a mode that slows is a slow part when it is injected, or drawn") {
+  for (std::size_t i = 0; i < kFaultModes; ++i) {
+    const auto mode = static_cast<FaultMode>(i);
+    const InjectedKind kind = kind_of(mode);
+    INFO(to_string(mode));
+    CHECK((kind == InjectedKind::GpuSlow || kind == InjectedKind::NicSlow) ==
+          (faults::row_of(mode).effect == faults::Effect::Slows));
+  }
 }
 
 TEST_CASE("a mode that stops the job needs a run over time") {

@@ -96,7 +96,7 @@ TEST_CASE("shipped scenarios give their golden reports", "[cli]") {
 
 // Hundreds of classes: seconds each. `.ci/run` runs them.
 TEST_CASE("shipped scenarios of one sick part give their golden reports", "[.slow]") {
-  check_golden(GENERATE(as<std::string>{}, "03-one-slow-gpu", "04-link-down"));
+  check_golden(GENERATE(as<std::string>{}, "03-one-slow-gpu", "04-link-down", "06-spares-per-leaf"));
 }
 
 TEST_CASE("one seed gives one trace, another seed another", "[cli]") {

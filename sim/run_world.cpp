@@ -122,9 +122,10 @@ RunWorld::RunWorld(const RunInput& input, sg4::Host* host)
   slots_.resize(static_cast<std::size_t>(input_.job_nodes));
   for (std::int64_t slot = 0; slot < input_.job_nodes; ++slot)
     slots_[static_cast<std::size_t>(position_of(slot))] = slot;
+  // Of the job whose spares stand elsewhere: a layout that makes steps longer costs effective time, as it should.
+  healthy_step_s_ = input_.step_times({}).step_s;
   state_ = job_state();
   step_time_ = input_.step_times(state_);
-  healthy_step_s_ = step_time_.step_s;
   copies_slow_steps_ = storage_.alone_s(StorageTraffic::Way::ToPeers, input_.checkpoint_bytes) >= healthy_step_s_;
   if (input_.keep_log) log_.emplace(controller_config_);
   result_.seed = input_.seed;
@@ -143,6 +144,7 @@ RunWorld::RunWorld(const RunInput& input, sg4::Host* host)
   sg4::Actor::create("run", host, [this] {
     trace_.add(0, RunEventKind::Launched, -1, input_.policy.name);
     tell(recovery::Launched{0});
+    control();  // before anything breaks: what is told of breaks belongs to the launched epoch
     arm_source();
     for (std::size_t i = 0; i < input_.faults.injected.size(); ++i) arm_injected(i);
     control();
@@ -318,9 +320,10 @@ void RunWorld::make_user_error(const faults::Fault& fault) {
   const double until_s = fault.duration_ns ? static_cast<double>(*fault.duration_ns) / kNsPerS
                                            : repair_draws_.lognormal(std::log(mends.median_s), mends.sigma);
   user_error_ = fault;
-  user_error_until_ns_ = now_ns_ + to_ns(std::min(until_s, input_.duration_s));
+  user_error_until_ns_ = std::max(user_error_until_ns_, now_ns_ + to_ns(std::min(until_s, input_.duration_s)));
   agenda_.at(user_error_until_ns_, [this] {
-    if (controller_.state() == State::WaitingForHuman) tell(recovery::HumanCleared{});
+    if (now_ns_ >= user_error_until_ns_ && controller_.state() == State::WaitingForHuman)
+      tell(recovery::HumanCleared{});
   });
   strike_job(fault);
 }
@@ -365,7 +368,9 @@ void RunWorld::repeat_user_error() {
   constexpr std::int64_t kUntilItShowsNs = 30'000'000'000;
   if (now_ns_ >= user_error_until_ns_) return;
   agenda_.at(now_ns_ + kUntilItShowsNs, [this, life = life_] {
-    if (life == life_ && now_ns_ < user_error_until_ns_) crash_processes(user_error_);
+    if (life != life_ || now_ns_ >= user_error_until_ns_) return;
+    causes_since_running_.push_back(result_.by_cause[user_error_.cause].name);
+    crash_processes(user_error_);
   });
 }
 
@@ -402,7 +407,7 @@ void RunWorld::announce_maintenance(std::size_t index) {
   if (fault.at_s >= input_.duration_s) return;
   agenda_.at(to_ns(std::max(0.0, fault.at_s - kNotice_s)), [this, &fault] {
     const double back_s = fault.at_s + fault.duration_s.value_or(input_.duration_s);
-    maintenance_until_ns_[fault.node] = to_ns(std::min(back_s, 2 * input_.duration_s));
+    maintenance_until_ns_[fault.node].insert(to_ns(std::min(back_s, 2 * input_.duration_s)));
     tell(recovery::MaintenanceDue{fault.node, to_ns(fault.at_s)});
   });
 }
@@ -597,7 +602,10 @@ void RunWorld::show_symptom(NodeId node, std::int64_t epoch, std::int64_t last_s
 
 RunWorld::NodeId RunWorld::some_owner() {
   const std::vector<NodeId>& owners = controller_.owners();
-  return owners[symptom_draws_.below(owners.size())];  // nobody where its replica takes no part
+  std::size_t slot = symptom_draws_.below(owners.size());
+  for (std::size_t tried = 1; owners[slot] == kNobody && tried < owners.size(); ++tried)
+    slot = (slot + 1) % owners.size();  // its replica takes no part
+  return owners[slot];
 }
 
 RunWorld::NodeId RunWorld::neighbour(NodeId node, std::int64_t distance) const {
@@ -791,7 +799,8 @@ void RunWorld::perform(const recovery::SetTimer& timer, const ActionKey& key) {
 void RunWorld::perform(const recovery::Fence&, const ActionKey& key) {
   fenced_epoch_ = key.epoch;
   blocked_phase_.reset();
-  if (mode_ != JobMode::Dead) kill_job();
+  if (mode_ != JobMode::Dead) return kill_job();
+  storage_.abandon();  // loads of the epoch before
 }
 
 void RunWorld::perform(const recovery::StartProcesses& start, const ActionKey&) {
@@ -826,7 +835,8 @@ std::int64_t RunWorld::repaired_at_ns(NodeId node) {
   if (damaged != damaged_.end() && damaged->second.repaired_at_ns)
     return std::max(now_ns_, *damaged->second.repaired_at_ns);
   const auto planned = maintenance_until_ns_.find(node);
-  if (damaged == damaged_.end() && planned != maintenance_until_ns_.end()) return std::max(now_ns_, planned->second);
+  if (damaged == damaged_.end() && planned != maintenance_until_ns_.end())
+    if (const auto next = planned->second.upper_bound(now_ns_); next != planned->second.end()) return *next;
   const double repair_s = repair_draws_.lognormal(std::log(input_.policy.repair_median_s), input_.policy.repair_sigma);
   return repair_s > input_.duration_s ? never_ns : now_ns_ + to_ns(repair_s);
 }

@@ -239,7 +239,7 @@ class RunWorld {
   std::size_t replicas_in_step_ = 1;  // that step_time_ holds for
   /// Nodes that compute wrong numbers without a sign, and whether their parameters differ from their replicas'.
   std::map<NodeId, bool> corrupt_;
-  std::map<NodeId, std::int64_t> maintenance_until_ns_;
+  std::map<NodeId, std::set<std::int64_t>> maintenance_until_ns_;  // all that was announced
   std::int64_t user_error_until_ns_ = 0;
   faults::Fault user_error_;
   std::int64_t storage_down_until_ns_ = 0;

@@ -97,8 +97,9 @@ void StorageTraffic::remote_down(bool down) {
     its.paused = down;
     if (down) stop_moving(its);
     if (!its.loads.empty()) its.loads.front().left = its.loads.front().bytes;
+    // Counted first: whoever is woken takes loads off the queue.
     if (!down)
-      for (std::size_t i = 0; i < its.loads.size(); ++i) its.wake->release();
+      for (std::size_t pending = its.loads.size(); pending > 0; --pending) its.wake->release();
   }
 }
 

@@ -9,7 +9,7 @@ namespace trainyard::faults {
 
 namespace {
 
-constexpr double kDay_s = 86400;
+constexpr double kSecondsPerDay = 86400;
 
 class TraceSource : public FaultSource {
  public:
@@ -17,11 +17,11 @@ class TraceSource : public FaultSource {
       : shape_(shape), details_(seed, "fault.trace.details"), in_repair_(static_cast<std::size_t>(shape.held_nodes)) {
     for (const FaultTrace::Entry& entry : trace.faults) {
       TY_CHECK(entry.class_index < trace.classes.size(), "the trace is valid");
-      Fault fault{.at_ns = to_ns(entry.start_day * kDay_s),
+      Fault fault{.at_ns = to_ns(entry.start_day * kSecondsPerDay),
                   .cause = entry.class_index,
                   .mode = trace.classes[entry.class_index].mode,
                   .node = entry.node};
-      fault.repair_ns = to_ns(entry.end_day * kDay_s) - fault.at_ns;
+      fault.repair_ns = to_ns(entry.end_day * kSecondsPerDay) - fault.at_ns;
       if (entry.node < shape.held_nodes && fault.at_ns < shape.duration_ns) faults_.push_back(fault);
     }
     const auto before = [](const Fault& a, const Fault& b) { return a.at_ns < b.at_ns; };

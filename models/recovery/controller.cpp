@@ -777,7 +777,8 @@ void Controller::checkpoint_accepted(const ActionKey& key, const CheckpointBook:
 
 void Controller::arm_checkpoint_timer() {
   checkpoint_timer_ = ActionKey{};
-  const std::int64_t interval_ns = book_.interval_ns(trained_ns_, failures_);
+  const std::int64_t trained_ns = trained_ns_ + (training() ? now_ns_ - training_since_ns_ : 0);
+  const std::int64_t interval_ns = book_.interval_ns(trained_ns, failures_);
   if (interval_ns > 0) checkpoint_timer_ = emit(SetTimer{now_ns_ + interval_ns});
 }
 

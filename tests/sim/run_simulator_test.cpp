@@ -228,6 +228,65 @@ TEST_CASE("An injected mode does what the mode does") {
   CHECK(xids(with(FaultMode::HostCrash)) == 0);
 }
 
+TEST_CASE("A software failure at the very start is seen too") {
+  RunInput input = small_job();
+  InjectedFault crash = injected(InjectedKind::NodeCrash, 0, 0);
+  crash.mode = FaultMode::SoftwareCrash;
+  input.faults.injected = {crash};
+  CHECK(simulate(input).effective_training_time > 0.95);
+}
+
+TEST_CASE("A software failure of a job that lost a replica is seen, whoever would report it") {
+  RunInput input = small_job();
+  input.replicas = 4;
+  input.policy.spare_nodes = 0;
+  input.policy.elastic.enabled = true;
+  InjectedFault crash = injected(InjectedKind::NodeCrash, 7200, 0);
+  crash.mode = FaultMode::SoftwareCrash;
+  input.faults.injected = {injected(InjectedKind::NodeCrash, 3600, 2), crash};
+  for (input.seed = 1; input.seed <= 8; ++input.seed) CHECK(simulate(input).recoveries.size() == 2);
+}
+
+TEST_CASE("A failure while the store is out waits for the store, and no longer") {
+  RunInput input = small_job();
+  input.checkpoint_bytes = 1e12;
+  input.cluster.storage.remote_write_bytes_per_s = input.cluster.storage.remote_read_bytes_per_s = 1e11;
+  InjectedFault outage = injected(InjectedKind::NodeCrash, 4990, 0, 1800);
+  outage.mode = FaultMode::StorageOutage;
+  input.faults.injected = {outage, injected(InjectedKind::NodeCrash, 5000, 2)};
+  const RunResult run = simulate(input);
+  CHECK(run.waiting_for.empty());
+  CHECK(run.effective_training_time > 0.9);
+}
+
+TEST_CASE("A short mistake does not end a longer one") {
+  const auto effective = [](const std::vector<std::pair<double, double>>& mistakes) {
+    RunInput input = small_job();
+    for (const auto& [at_s, duration_s] : mistakes) {
+      InjectedFault mistake = injected(InjectedKind::NodeCrash, at_s, 0, duration_s);
+      mistake.mode = FaultMode::UserError;
+      input.faults.injected.push_back(mistake);
+    }
+    return simulate(input).effective_training_time;
+  };
+  CHECK(effective({{3600, 14400}, {5000, 60}}) <= effective({{3600, 14400}}) + 0.01);
+}
+
+TEST_CASE("Maintenance twice in a day: the node is back after each") {
+  RunInput input = small_job();
+  input.policy.spare_nodes = 1;
+  for (const double at_s : {7200.0, 40000.0}) {
+    InjectedFault planned = injected(InjectedKind::NodeCrash, at_s, 2, 3600);
+    planned.mode = FaultMode::HostMaintenance;
+    input.faults.injected.push_back(planned);
+  }
+  const RunResult run = simulate(input);
+  const auto back = std::find_if(run.events.begin(), run.events.end(),
+                                 [](const RunEvent& event) { return event.kind == RunEventKind::Repaired; });
+  REQUIRE(back != run.events.end());
+  CHECK(back->time_ns == to_ns(10800));
+}
+
 TEST_CASE("Repair times follow the policy's lognormal", "[statistics]") {
   RunInput input = colossus(fast_policy(), 30 * 86400.0);
   input.faults = llama3_total();

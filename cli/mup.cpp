@@ -152,7 +152,8 @@ ParallelPlan on_one_rank(const ParallelPlan& plan) {
 }
 
 Result<std::vector<Coordinates>> measure(const Sweep& sweep, const Options& options, const Context& context) {
-  Progress progress("mup check", 2 * sweep.widths.size(), context.quiet ? "none" : context.progress);
+  const std::size_t runs = 2 * sweep.widths.size() * static_cast<std::size_t>(options.seeds);
+  Progress progress("mup check", runs, context.quiet ? "none" : context.progress);
   std::vector<Coordinates> both;
   for (const Parametrization parametrization : kBoth) {
     Coordinates& coordinates = both.emplace_back();
@@ -162,11 +163,18 @@ Result<std::vector<Coordinates>> measure(const Sweep& sweep, const Options& opti
       // and not what is looked for.
       if (model.mup) model.mup->zero_readout = true;
       const StepProgram program = lower(model, on_one_rank(sweep.scenario.plan));
-      // The first step's are those of the initial weights, so one more than the optimizer's.
-      auto measured = exec::measure_coordinates(program, sweep.corpus, sweep.scenario.seed, options.steps + 1);
-      if (!measured) return measured.problems();
-      coordinates.push_back(std::move(measured).value());
-      progress.step();
+      std::vector<exec::Magnitudes>& means =
+          coordinates.emplace_back(static_cast<std::size_t>(options.steps) + 1, exec::Magnitudes{});
+      for (std::int64_t s = 0; s < options.seeds; ++s) {
+        // The first step's are those of the initial weights, so one more than the optimizer's.
+        const auto measured = exec::measure_coordinates(
+            program, sweep.corpus, sweep.scenario.seed + static_cast<std::uint64_t>(s), options.steps + 1);
+        if (!measured) return measured.problems();
+        for (std::size_t step = 0; step < means.size(); ++step)
+          for (std::size_t c = 0; c < exec::kCoordinateCount; ++c)
+            means[step][c] += measured.value()[step][c] / static_cast<double>(options.seeds);
+        progress.step();
+      }
     }
   }
   return both;
@@ -174,6 +182,7 @@ Result<std::vector<Coordinates>> measure(const Sweep& sweep, const Options& opti
 
 json report_coordinates(const Sweep& sweep, const Options& options, const std::vector<Coordinates>& both) {
   json out = report_of(sweep, options);
+  out["seeds"] = options.seeds;
   out["flat_within"] = kFlat;
   const auto last = static_cast<std::size_t>(options.steps);
   for (std::size_t p = 0; p < both.size(); ++p) {
@@ -421,9 +430,10 @@ int transfer(const Options& options, const Context& context) {
   return kOk;
 }
 
-std::shared_ptr<Options> add_options(CLI::App& command, std::int64_t steps, const char* picture) {
+std::shared_ptr<Options> add_options(CLI::App& command, std::int64_t steps, std::int64_t seeds, const char* picture) {
   auto options = std::make_shared<Options>();
   options->steps = steps;
+  options->seeds = seeds;
   options->picture = picture;
   command.add_option("job", options->job, "Scenario file with a \"training\" part; its model is the narrowest")
       ->required();
@@ -433,6 +443,9 @@ std::shared_ptr<Options> add_options(CLI::App& command, std::int64_t steps, cons
   command.add_option("--steps", options->steps, "Optimizer steps of each run")
       ->capture_default_str()
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40));
+  command.add_option("--seeds", options->seeds, "Seeds over which each value is a mean")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
   command.add_option("--data", options->data, "Text to train on, instead of the job's");
   command.add_option("-o,--output", options->picture, "The picture, as SVG")->capture_default_str();
   return options;
@@ -448,21 +461,18 @@ void add_mup(CLI::App& app, Context& context) {
   CLI::App* check = add_command(*mup, "check", "Coordinate check: do activations keep their size over widths?",
                                 "  trainyard mup check scenarios/tiny/mup-llama.json\n"
                                 "  trainyard mup check job.json --widths 64,128,256,512 --steps 8 -o check.svg");
-  const auto checked = add_options(*check, 4, "mup-check.svg");
+  const auto checked = add_options(*check, 4, 5, "mup-check.svg");
   check->callback(
       [checked, &context] { context.run = [checked, &context] { return check_coordinates(*checked, context); }; });
   CLI::App* sweep = add_command(*mup, "transfer", "Sweep the learning rate over widths: does its best value stay?",
                                 "  trainyard mup transfer scenarios/tiny/mup-llama.json\n"
                                 "  trainyard mup transfer job.json --widths 64,128 --rates=-10,-4 --steps 100");
-  const auto swept = add_options(*sweep, 200, "mup-transfer.svg");
+  const auto swept = add_options(*sweep, 200, 1, "mup-transfer.svg");
   sweep->add_option("--rates", swept->rates, "log2 of the learning rate: first and last, an octave apart")
       ->delimiter(',')
       ->expected(2)
       ->capture_default_str()
       ->check(CLI::Range(-40.0, 10.0));
-  sweep->add_option("--seeds", swept->seeds, "Seeds over which each loss is a mean")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 1000));
   sweep->callback([swept, &context] { context.run = [swept, &context] { return transfer(*swept, context); }; });
 }
 

@@ -165,6 +165,11 @@ json run_json(const std::vector<RunResult>& runs) {
   out["checkpoints"] = mean(over(runs, [](const RunResult& r) { return r.checkpoints; }));
   const auto stuck = std::find_if(runs.begin(), runs.end(), [](const RunResult& r) { return !r.waiting_for.empty(); });
   out["waiting_for_at_end"] = stuck == runs.end() ? json(nullptr) : json(stuck->waiting_for);
+  out["silent_corruption"] = {
+      {"nodes", mean(over(runs, [](const RunResult& r) { return r.corruptions; }))},
+      {"found", mean(over(runs, [](const RunResult& r) { return r.corruptions_found; }))},
+      {"trained_with_s",
+       mean(over(runs, [](const RunResult& r) { return static_cast<double>(r.corrupted_training_ns) / kNsPerS; }))}};
   out["spares"] = spares_json(runs);
   // Of one run its own, as the store has it; of several, one over them all.
   std::uint64_t hash = first.trace_hash;
@@ -302,6 +307,14 @@ std::string policies_text(const json& policies) {
   if (std::any_of(policies.begin(), policies.end(),
                   [&](const json& p) { return none_free(p) > 0 && p["spares"]["configured"] > 0; }))
     rows.push_back(row("time with none free", [&](const json& p) { return percent(none_free(p)); }));
+  const auto corrupt = [](const json& p) { return p["silent_corruption"]["nodes"].get<double>(); };
+  if (std::any_of(policies.begin(), policies.end(), [&](const json& p) { return corrupt(p) > 0; })) {
+    rows.push_back(row("silently corrupt nodes, found", [&](const json& p) {
+      return fmt::format("{:.4g}, {:.4g}", corrupt(p), p["silent_corruption"]["found"].get<double>());
+    }));
+    rows.push_back(row("trained with wrong numbers",
+                       [](const json& p) { return format_duration(p["silent_corruption"]["trained_with_s"]); }));
+  }
   std::string out = table(header, rows);
   for (const json& policy : policies) {
     if (!policy["waiting_for_at_end"].is_null()) {

@@ -127,7 +127,8 @@ struct RunResult {
   /// Nodes that began to compute wrong numbers without a sign, those that a vote of replicas found, and for how long
   /// the job trained with one of them.
   std::int64_t corruptions = 0, corruptions_found = 0, corrupted_training_ns = 0;
-  /// The job was down when the run ended, with nobody at work on it: "a spare" or "a human" was waited for. Else empty.
+  /// The job was down when the run ended, and not because a failure came late: "a spare" or "a human" was waited for,
+  /// or "a recovery that succeeds, after N attempts". Else empty.
   std::string waiting_for;
   SpareUse spares;
 

@@ -7,6 +7,9 @@
 #include <cmath>
 #include <tuple>
 #include <type_traits>
+#include <utility>
+
+#include <fmt/format.h>
 
 #include "models/base/check.h"
 #include "models/base/units.h"
@@ -33,6 +36,9 @@ constexpr std::int64_t kQueuePairRetries = 7;
 // XIDs with which GPUs die in the field, all of which NVIDIA answers with a reset or worse:
 // double-bit ECC, off the bus, uncontained ECC, GSP timeout, unrecovered ECC.
 constexpr std::array kFatalXids = {48, 79, 95, 119, 140};
+
+// A job that is down at the end after so many attempts is not one that a late failure caught in the middle.
+constexpr std::int64_t kVainAttempts = 5;
 
 // How long slowness is watched before it is called so.
 constexpr std::int64_t kStragglerWindowNs = 60'000'000'000;
@@ -206,6 +212,8 @@ RunResult RunWorld::finish() {
                                               : static_cast<std::int64_t>(std::floor(progress_steps_ + kStepEpsilon));
   if (mode_ == JobMode::Dead && band_of_dead_time() == Band::WaitForSpare) result_.waiting_for = "a spare";
   if (mode_ == JobMode::Dead && band_of_dead_time() == Band::WaitForHuman) result_.waiting_for = "a human";
+  if (mode_ == JobMode::Dead && result_.waiting_for.empty() && attempts_ >= kVainAttempts)
+    result_.waiting_for = fmt::format("a recovery that succeeds, after {} attempts", attempts_);
   result_.spares.mean = static_cast<double>(spare_ns_) / static_cast<double>(duration_ns_);
   result_.spares.availability = static_cast<double>(some_spare_ns_) / static_cast<double>(duration_ns_);
   trace_.add(duration_ns_, RunEventKind::Ended, -1, "");
@@ -270,11 +278,18 @@ void RunWorld::strike(const faults::Fault& fault, Damage damage) {
   strike_node(fault.node, fault.cause, damage);
 }
 
-/// Every node of the leaf at once, each counted.
+/// The links of all nodes below the switch at once; the nodes are sound. One failure, counted once it bites.
 void RunWorld::strike_leaf(const faults::Fault& fault, Damage damage) {
+  std::optional<std::int64_t> up_ns = damage.ends_at_ns;
+  if (!damage.injected) up_ns = now_ns_ + drawn_ns(faults::row_of(fault.mode).mends);
   const std::int64_t size = nodes_per_leaf(input_.cluster), leaf = place_of(places_, fault.node) / size;
   for (NodeId node = 0; node < held_nodes_; ++node)
-    if (place_of(places_, node) / size == leaf) strike_node(node, fault.cause, damage);
+    if (place_of(places_, node) / size == leaf) link_down(node, fault.cause, up_ns, fault);
+}
+
+/// Never beyond twice the run.
+std::int64_t RunWorld::drawn_ns(const faults::LognormalSeconds& its) {
+  return to_ns(std::min(repair_draws_.lognormal(std::log(its.median_s), its.sigma), 2 * input_.duration_s));
 }
 
 /// A software failure: no node is to blame.
@@ -316,11 +331,10 @@ void RunWorld::strike_storage(std::int64_t until_ns) {
 
 /// The job crashes, and again after each restart until a human has found the mistake.
 void RunWorld::make_user_error(const faults::Fault& fault) {
-  const faults::LognormalSeconds mends = faults::row_of(FaultMode::UserError).mends;
-  const double until_s = fault.duration_ns ? static_cast<double>(*fault.duration_ns) / kNsPerS
-                                           : repair_draws_.lognormal(std::log(mends.median_s), mends.sigma);
+  const std::int64_t lasts_ns =
+      fault.duration_ns ? *fault.duration_ns : drawn_ns(faults::row_of(FaultMode::UserError).mends);
   user_error_ = fault;
-  user_error_until_ns_ = std::max(user_error_until_ns_, now_ns_ + to_ns(std::min(until_s, input_.duration_s)));
+  user_error_until_ns_ = std::max(user_error_until_ns_, now_ns_ + std::min(lasts_ns, duration_ns_));
   agenda_.at(user_error_until_ns_, [this] {
     if (now_ns_ >= user_error_until_ns_ && controller_.state() == State::WaitingForHuman)
       tell(recovery::HumanCleared{});
@@ -416,6 +430,8 @@ void RunWorld::begin_injected(std::size_t index) {
   const InjectedFault& fault = input_.faults.injected[index];
   std::optional<std::int64_t> ends_at_ns;
   if (fault.duration_s && *fault.duration_s < input_.duration_s) ends_at_ns = now_ns_ + to_ns(*fault.duration_s);
+  if (!fault.duration_s && fault.mode && faults::row_of(*fault.mode).mend == faults::Mend::Itself)
+    ends_at_ns = now_ns_ + drawn_ns(faults::row_of(*fault.mode).lasts);
   switch (fault.kind) {
     case InjectedKind::GpuSlow:
     case InjectedKind::NicSlow: return begin_slow(fault, ends_at_ns);
@@ -470,8 +486,12 @@ void RunWorld::watch_straggler(std::int64_t id) {
 
 // ---- Links --------------------------------------------------------------------------------
 
-void RunWorld::link_down(NodeId node, std::size_t cause, std::optional<std::int64_t> up_ns) {
-  if (out_of_order(node)) return;
+void RunWorld::link_down(NodeId node, std::size_t cause, std::optional<std::int64_t> up_ns,
+                         const std::optional<faults::Fault>& fault) {
+  const auto down = damaged_.find(node);
+  const bool is_down = down != damaged_.end();
+  if (out_of_order(node) || (is_down && (!down->second.ends_at_ns || (up_ns && *up_ns <= *down->second.ends_at_ns))))
+    return;  // nothing left to break, or down already and for longer
   trace_.add(now_ns_, RunEventKind::FaultBegins, node, "link_down");
   Damage damage;
   damage.scope = FaultScope::Network;
@@ -479,6 +499,7 @@ void RunWorld::link_down(NodeId node, std::size_t cause, std::optional<std::int6
   damage.ends_at_ns = up_ns;
   damage.link_only = true;
   damage.cause = cause;
+  damage.fault = fault;
   damage.symptom_after_ns = to_ns(input_.policy.timeouts.link_s);
   damaged_.insert_or_assign(node, damage);
   if (up_ns) agenda_.at(*up_ns, [this, node, up = *up_ns] { link_up(node, up); });
@@ -497,7 +518,10 @@ void RunWorld::link_bites(NodeId node, std::optional<std::int64_t> up_ns) {
   if (up_ns && *up_ns - now_ns_ <= to_ns(input_.policy.timeouts.link_s)) return link_stall(*up_ns - now_ns_);
   count_failure(damaged->second.cause, node);
   kill_job();
-  schedule_symptom(node, now_ns_ + to_ns(input_.policy.timeouts.link_s), now_ns_);
+  if (input_.policy.evidence == Evidence::All && damaged->second.fault)
+    schedule_evidence(node, faults::Fault(*damaged->second.fault), now_ns_);
+  else
+    schedule_symptom(node, now_ns_ + to_ns(input_.policy.timeouts.link_s), now_ns_);
 }
 
 void RunWorld::link_stall(std::int64_t down_ns) {
@@ -630,6 +654,7 @@ std::int64_t RunWorld::next_collective_ns() const {
 /// nodes of which one just failed. What else is lost shows when it is known which copy is restored.
 void RunWorld::kill_job() {
   steps_when_killed_ = progress_steps_;
+  const bool was_dead = mode_ == JobMode::Dead;
   mode_ = JobMode::Dead;
   ++life_;
   ++boundary_;
@@ -637,6 +662,18 @@ void RunWorld::kill_job() {
   writing_.clear();
   storage_.abandon();
   if (std::exchange(copies_to_peers_, 0) > 0 && copies_slow_steps_) state_changed();
+  if (!was_dead) watch_training();
+}
+
+/// The watch over all others: no step done for so long, and nobody has said why. It must not forestall those that can.
+void RunWorld::watch_training() {
+  const double patience_s = std::max(input_.policy.timeouts.training_s, 2 * input_.policy.detection_timeout_s);
+  dead_since_ns_ = now_ns_;
+  agenda_.at(now_ns_ + to_ns(patience_s), [this, life = life_] {
+    if (life != life_ || mode_ != JobMode::Dead || controller_.state() != State::Running) return;
+    if (const NodeId reporter = some_owner(); reporter != kNobody)
+      tell(recovery::CommunicatorError{controller_.epoch(), reporter, std::nullopt, dead_since_ns_});
+  });
 }
 
 void RunWorld::set_training() {
@@ -707,7 +744,14 @@ void RunWorld::arm_step_boundary() {
 
 // ---- The controller and what carries out its actions ----------------------------------------
 
-void RunWorld::tell(const recovery::Event& event) { inbox_.push_back(event); }
+/// Whoever tells of the first symptom knows since when the job has stood still.
+void RunWorld::tell(recovery::Event event) {
+  const auto since = [this](auto& body) {
+    if constexpr (requires { body.last_seen_ns; }) body.last_seen_ns = std::min(body.last_seen_ns, dead_since_ns_);
+  };
+  if (mode_ == JobMode::Dead && controller_.state() == State::Running) std::visit(since, event);
+  inbox_.push_back(std::move(event));
+}
 
 /// Once something has happened, the controller hears of it, and of what its own actions lead to at once.
 void RunWorld::control() {
@@ -784,6 +828,7 @@ void RunWorld::phase_acted(const Action& action) {
   if (const auto* resume = std::get_if<recovery::Resume>(&action.body)) {
     restored(resume->step);
     progress_steps_ = static_cast<double>(resume->step);
+    attempts_ = 0;
     set_training();
     for (const auto& [id, part] : slow_) watch_straggler(id);
     repeat_user_error();
@@ -798,6 +843,7 @@ void RunWorld::perform(const recovery::SetTimer& timer, const ActionKey& key) {
 
 void RunWorld::perform(const recovery::Fence&, const ActionKey& key) {
   fenced_epoch_ = key.epoch;
+  ++attempts_;
   blocked_phase_.reset();
   if (mode_ != JobMode::Dead) return kill_job();
   storage_.abandon();  // loads of the epoch before

@@ -14,6 +14,7 @@
 #include <simgrid/s4u.hpp>
 
 #include "models/base/random.h"
+#include "models/faults/fault_mode.h"
 #include "models/faults/fault_source.h"
 #include "models/faults/symptoms.h"
 #include "models/recovery/controller.h"
@@ -86,6 +87,7 @@ class RunWorld {
   /// With what is known of the damage already; the rest follows from the fault.
   void strike(const faults::Fault& fault, Damage damage);
   void strike_leaf(const faults::Fault& fault, Damage damage);
+  std::int64_t drawn_ns(const faults::LognormalSeconds& its);
   void strike_job(const faults::Fault& fault);
   void crash_processes(const faults::Fault& fault);
   void repeat_user_error();
@@ -100,7 +102,8 @@ class RunWorld {
   void begin_slow(const InjectedFault& part, std::optional<std::int64_t> ends_at_ns);
   void end_slow(std::int64_t id);
   void watch_straggler(std::int64_t id);
-  void link_down(NodeId node, std::size_t cause, std::optional<std::int64_t> up_ns);
+  void link_down(NodeId node, std::size_t cause, std::optional<std::int64_t> up_ns,
+                 const std::optional<faults::Fault>& fault = {});
   void link_bites(NodeId node, std::optional<std::int64_t> up_ns);
   void link_stall(std::int64_t down_ns);
   void link_up(NodeId node, std::int64_t up_ns);
@@ -118,6 +121,7 @@ class RunWorld {
   // The job.
   [[nodiscard]] std::int64_t next_collective_ns() const;
   void kill_job();
+  void watch_training();
   void set_training();
   void state_changed();
   [[nodiscard]] JobState job_state();
@@ -143,7 +147,7 @@ class RunWorld {
 
   // The controller, and what carries out its actions.
   void control();
-  void tell(const recovery::Event& event);
+  void tell(recovery::Event event);
   void carry_out(const recovery::Action& action);
   [[nodiscard]] double extra_s(NodeId node) const;
   [[nodiscard]] std::optional<double> phase_s(const recovery::Action& action) const;
@@ -212,6 +216,8 @@ class RunWorld {
   WorkBook work_;
   std::int64_t snapshot_end_ns_ = 0;
   std::int64_t stalled_until_ns_ = 0;
+  std::int64_t dead_since_ns_ = 0;
+  std::int64_t attempts_ = 0;  // to get going again, since the job last trained
   /// Counted up whenever the job dies: what was scheduled for an older life is void.
   std::int64_t life_ = 0;
   std::int64_t boundary_ = 0;                  // the same for the awaited step boundary

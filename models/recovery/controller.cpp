@@ -446,7 +446,7 @@ void Controller::fill_empty_slots() {
 
 void Controller::fill_from(Temperature at_least) {
   for (const std::int64_t slot : std::set<std::int64_t>(roster_.empty_slots())) {
-    const std::optional<NodeId> node = roster_.fill(slot, at_least);
+    const std::optional<NodeId> node = roster_.fill(slot, at_least, now_ns_);
     if (!node) return;
     heating_.erase(*node);
     unconfirmed_slots_.insert(slot);

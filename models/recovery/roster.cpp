@@ -52,11 +52,12 @@ void Roster::vacate(NodeId node) {
   empty_slots_.insert(slot);
 }
 
-std::optional<NodeId> Roster::fill(std::int64_t slot, Temperature at_least) {
+std::optional<NodeId> Roster::fill(std::int64_t slot, Temperature at_least, std::int64_t now_ns) {
   TY_CHECK(empty_slots_.contains(slot), "only an empty slot is filled");
   const std::int64_t home = domain_of(config_.owners[static_cast<std::size_t>(slot)]);
   const auto rank = [&](const auto& spare) {
-    return std::tuple(spare.second, domain_of(spare.first) != home, spare.first);
+    const std::int64_t domain = domain_of(spare.first);
+    return std::tuple(spare.second, may_be_sick(domain, now_ns), domain != home, spare.first);
   };
   const auto best =
       std::min_element(spares_.begin(), spares_.end(), [&](const auto& a, const auto& b) { return rank(a) < rank(b); });
@@ -120,6 +121,14 @@ std::int64_t Roster::ejection_allowed_at_ns(NodeId node, std::int64_t now_ns) {
   while (!times_ns.empty() && times_ns.front() + config_.ejection_window_ns <= now_ns) times_ns.pop_front();
   const auto recent = static_cast<std::int64_t>(times_ns.size());
   return recent < config_.max_ejections_per_domain ? now_ns : times_ns.front() + config_.ejection_window_ns;
+}
+
+bool Roster::may_be_sick(std::int64_t domain, std::int64_t now_ns) const {
+  constexpr std::int64_t kTogetherNs = 600'000'000'000;
+  const auto its = ejections_ns_.find(domain);
+  if (its == ejections_ns_.end()) return false;
+  const auto recent = [&](std::int64_t at_ns) { return at_ns + kTogetherNs > now_ns; };
+  return std::count_if(its->second.begin(), its->second.end(), recent) > 1;
 }
 
 void Roster::sent_away(NodeId node, const ActionKey& key, std::int64_t now_ns) {

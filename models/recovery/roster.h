@@ -63,9 +63,10 @@ class Roster {
   [[nodiscard]] const std::set<std::int64_t>& empty_slots() const { return empty_slots_; }
   /// The slot loses its owner, who is nowhere then.
   void vacate(NodeId node);
-  /// Fills an empty slot with the best spare: the hottest; then one of the domain that is the slot's home, so that its
+  /// Fills an empty slot with the best spare: the hottest; then none of a domain that lost several nodes within
+  /// minutes, for it may be the switch that is sick; then one of the domain that is the slot's home, so that its
   /// traffic stays on the leaf; then the lowest number. None if there is none this hot.
-  std::optional<NodeId> fill(std::int64_t slot, Temperature at_least);
+  std::optional<NodeId> fill(std::int64_t slot, Temperature at_least, std::int64_t now_ns);
 
   // ---- Replicas ----
   [[nodiscard]] bool elastic() const { return config_.slots_per_replica > 0; }
@@ -99,6 +100,7 @@ class Roster {
 
  private:
   [[nodiscard]] std::int64_t replica_of(std::int64_t slot) const { return slot / config_.slots_per_replica; }
+  [[nodiscard]] bool may_be_sick(std::int64_t domain, std::int64_t now_ns) const;
 
   RosterConfig config_;
   std::vector<NodeId> owners_;

@@ -39,6 +39,20 @@ void read_cause(ObjectReader& from, FaultCause& cause) {
   }
 }
 
+/// Of whole nodes, leaves and jobs no part can be named.
+bool has_device(const InjectedFault& fault) {
+  if (!fault.mode) return fault.kind != InjectedKind::NodeCrash;
+  const FaultScope scope = scope_of(*fault.mode);
+  const bool of_nic = fault.kind == InjectedKind::NicSlow || *fault.mode == FaultMode::NicLost;
+  return scope == FaultScope::Gpu || of_nic || fault.kind == InjectedKind::LinkDown;
+}
+
+/// A process that has died is dead, and wrong numbers are wrong until somebody finds them.
+bool has_duration(const InjectedFault& fault) {
+  return fault.mode != FaultMode::SoftwareCrash && fault.mode != FaultMode::SoftwareHang &&
+         fault.mode != FaultMode::SilentDataCorruption;
+}
+
 void read_injected(ObjectReader& from, InjectedFault& fault) {
   from.require({"node"});
   if (from.has("kind") == from.has("mode"))
@@ -57,6 +71,11 @@ void read_injected(ObjectReader& from, InjectedFault& fault) {
       .integer("node", fault.node, {0, 10'000'000})
       .integer("device", fault.device, {0, 1023})
       .number("factor", fault.factor, {1, 1e6});
+  const char* what = fault.mode ? to_string(*fault.mode) : "node_crash";
+  if (from.has("device") && !has_device(fault))
+    from.problem("device", fmt::format("means nothing for a {}, which is not of one device", what), "remove it");
+  if (from.has("duration_s") && !has_duration(fault))
+    from.problem("duration_s", fmt::format("means nothing for a {}, which has no end of its own", what), "remove it");
 }
 
 // ---- Generators ---------------------------------------------------------------------------

@@ -313,7 +313,8 @@ class ScenarioReader {
       rule.expect(!only_step || fault.kind != InjectedKind::NodeCrash,
                   fmt::format("injected[{}].{}", i, fault.mode ? "mode" : "kind"),
                   fault.mode ? to_string(*fault.mode) : "node_crash",
-                  "stops the job, and this scenario simulates one step only", "give duration_s and a recovery policy");
+                  "is nothing that happens within a step, and this scenario simulates one step only",
+                  "give duration_s and a recovery policy");
       rule.expect(only_step || fault.at_s < out_.duration_s, fmt::format("injected[{}].at_s", i),
                   fmt::format("{:g}", fault.at_s),
                   fmt::format("strikes after the run has ended, at {:g} s", out_.duration_s),

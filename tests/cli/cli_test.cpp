@@ -299,7 +299,8 @@ TEST_CASE("faults that could change nothing are refused", "[cli]") {
     return outcome.err;
   };
   const std::string run = R"(, "duration_s": 60, "policies": [{"name": "p", "spare_nodes": 1}])";
-  CHECK(contains(check(R"("kind": "node_crash", "node": 0)", ""), "injected[0].kind = node_crash: stops the job"));
+  CHECK(contains(check(R"("kind": "node_crash", "node": 0)", ""),
+                 "injected[0].kind = node_crash: is nothing that happens within a step"));
   CHECK(contains(check(R"("kind": "gpu_slow", "node": 1, "factor": 2)", ""), "the job holds nodes 0 to 0"));
   CHECK(contains(check(R"("kind": "node_crash", "node": 2)", run), "the run holds, spares included, nodes 0 to 1"));
   CHECK(contains(check(R"("kind": "node_crash", "node": 0, "at_s": 60)", run), "strikes after the run has ended"));

@@ -184,18 +184,63 @@ TEST_CASE("A spare below the failed node's leaf keeps its traffic there, one aft
   CHECK(per_leaf > 0.95);
 }
 
-TEST_CASE("A leaf that fails takes the spares below it, wherever they stand") {
+namespace {
+
+/// Six nodes below leaves of four, the switch of the first of which crashes at 3,600 s.
+RunInput leaf_crash(std::optional<double> duration_s, Evidence evidence) {
   RunInput input = small_job();
   input.job_nodes = 6;
   input.cluster.tiers = {{"leaf", 4, 1}};
-  InjectedFault leaf = injected(InjectedKind::NodeCrash, 3600, 0);
+  input.policy.evidence = evidence;
+  InjectedFault leaf = injected(InjectedKind::NodeCrash, 3600, 0, duration_s);
   leaf.mode = FaultMode::SwitchCrash;
   input.faults.injected = {leaf};
-  const RunResult together = simulate(input);
-  CHECK(together.spare_failures == 0);  // leaf 0 holds nodes 0 to 3, the spares are 6 and 7
+  return input;
+}
+
+}  // namespace
+
+TEST_CASE("A switch that is back within the retries of queue pairs costs a stall, all its nodes together") {
+  const RunResult run = simulate(leaf_crash(20, Evidence::Timeouts));
+  CHECK(run.failures == 0);
+  CHECK(run.effective_training_time > 0.99);
+  CHECK(run.band_s(Band::DegradedSlowdown) > 10);  // its first 10 s passed in a snapshot
+  CHECK(run.band_s(Band::DegradedSlowdown) < 30);
+}
+
+TEST_CASE("A switch that is back mends all nodes below it, ejected or not, and is one failure") {
+  for (const Evidence evidence : {Evidence::Timeouts, Evidence::All}) {
+    const RunResult run = simulate(leaf_crash(60, evidence));
+    CHECK(run.failures == 1);
+    REQUIRE(run.recoveries.size() == 1);
+    CHECK(run.recoveries[0].causes.size() == 1);
+    CHECK(run.recoveries[0].ledger.total_s() < 300);
+    CHECK(run.effective_training_time > 0.98);
+  }
+}
+
+TEST_CASE("A short flap does not mend a link whose switch is down") {
+  RunInput input = leaf_crash(std::nullopt, Evidence::Timeouts);
+  input.faults.injected.push_back(injected(InjectedKind::LinkDown, 3605, 0, 5));
+  const RunResult run = simulate(input);
+  CHECK(run.failures == 1);
+  CHECK(!run.waiting_for.empty());
+}
+
+TEST_CASE("A leaf that fails takes the spares below it, wherever they stand") {
+  RunInput input = leaf_crash(86400, Evidence::Timeouts);
+  input.job_nodes = 4;
+  input.cluster.tiers = {{"leaf", 2, 1}};  // leaf 0: nodes 0 and 1, or node 0 and a spare
+  const auto spares_ejected = [&] {
+    const RunResult run = simulate(input);
+    CHECK(run.waiting_for.empty());
+    return std::count_if(run.events.begin(), run.events.end(), [&](const RunEvent& event) {
+      return event.kind == RunEventKind::Eject && event.node >= input.job_nodes;
+    });
+  };
+  CHECK(spares_ejected() == 0);
   input.policy.spares.placement = SparePlacement::PerLeaf;
-  const RunResult per_leaf = simulate(input);
-  CHECK(per_leaf.spare_failures == 1);  // nodes 0, 1, 2 and a spare
+  CHECK(spares_ejected() == 1);
 }
 
 TEST_CASE("An injected mode does what the mode does") {
@@ -208,7 +253,7 @@ TEST_CASE("An injected mode does what the mode does") {
     input.faults.injected = {fault};
     return simulate(input);
   };
-  CHECK(with(FaultMode::SwitchCrash).failures == 2);  // both nodes of the leaf
+  CHECK(with(FaultMode::SwitchCrash).failures == 1);
   CHECK(with(FaultMode::HostCrash).failures == 1);
   CHECK(with(FaultMode::SilentDataCorruption).corruptions == 1);
   CHECK(with(FaultMode::SilentDataCorruption).failures == 0);
@@ -264,6 +309,49 @@ TEST_CASE("A failure while the store is out waits for the store, and no longer")
     UNSCOPED_INFO(run.effective_training_time);
     CHECK(run.effective_training_time > 0.9);
   }
+}
+
+TEST_CASE("A hang that nobody tells of is noticed in the end: no step was done for too long") {
+  RunInput input = small_job();
+  input.policy.evidence = Evidence::All;
+  input.policy.timeouts.collective_s = 1e6;  // no watchdog below it barks
+  InjectedFault hang = injected(InjectedKind::NodeCrash, 5000, 1);
+  hang.mode = FaultMode::NvLink;
+  input.faults.injected = {hang};
+  double longest_s = 0;
+  for (input.seed = 1; input.seed <= 20; ++input.seed) {
+    const RunResult run = simulate(input);
+    REQUIRE(!run.recoveries.empty());
+    longest_s = std::max(longest_s, phase_s(run.recoveries[0], Phase::Detect));
+    check_ledgers_equal_bands(run);
+  }
+  CHECK(longest_s == Approx(input.policy.timeouts.training_s).margin(1));
+}
+
+TEST_CASE("Of two failures the second of which shows first, the recovery began with the first") {
+  RunInput input = small_job();
+  input.policy.evidence = Evidence::All;
+  InjectedFault hang = injected(InjectedKind::NodeCrash, 5000, 1), crash = injected(InjectedKind::NodeCrash, 5100, 2);
+  hang.mode = FaultMode::NvLink;
+  crash.mode = FaultMode::HostCrash;
+  input.faults.injected = {hang, crash};
+  for (input.seed = 1; input.seed <= 20; ++input.seed) {
+    const RunResult run = simulate(input);
+    REQUIRE(!run.recoveries.empty());
+    CHECK(run.recoveries[0].ledger.begin_ns() == to_ns(5000));
+    check_ledgers_equal_bands(run);
+  }
+}
+
+TEST_CASE("A job that never gets going again has not ended well") {
+  RunInput input = small_job();
+  input.duration_s = 4000;
+  for (int i = 0; i < 5; ++i) {  // software that crashes wherever a recovery has got to
+    InjectedFault crash = injected(InjectedKind::NodeCrash, 3700 + 58.0 * i, 0);
+    crash.mode = FaultMode::SoftwareCrash;
+    input.faults.injected.push_back(crash);
+  }
+  CHECK(simulate(input).waiting_for.find("a recovery that succeeds") == 0);
 }
 
 TEST_CASE("A short mistake does not end a longer one") {

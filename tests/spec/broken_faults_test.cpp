@@ -83,6 +83,10 @@ TEST_CASE("an injected fault has a kind or a mode") {
   expect_of_faults(R"({"injected": [{"node": 0, "mode": "gpu_power_throttle"}]})", {"injected[0].factor", "above 1"});
   expect_of_faults(R"({"injected": [{"node": 0, "mode": "gpu_off_bus", "factor": 2}]})",
                    {"injected[0].factor", "means nothing"});
+  expect_of_faults(R"({"injected": [{"node": 0, "mode": "host_crash", "device": 2}]})",
+                   {"injected[0].device", "not of one device", "remove it"});
+  expect_of_faults(R"({"injected": [{"node": 0, "mode": "silent_data_corruption", "duration_s": 60}]})",
+                   {"injected[0].duration_s", "has no end of its own"});
 }
 
 TEST_CASE("a mode that slows is a slow part when it is injected, or drawn") {

@@ -82,6 +82,11 @@ void store_run(store::RunWriter& writer, const RunResult& run) {
                       event.node >= 0 ? std::optional<std::int64_t>(event.node) : std::nullopt, event.text});
   }
   for (const RunRecovery& recovery : run.recoveries) writer.add_recovery(recovery_row(recovery));
+  for (const RunRecovery& recovery : run.unfinished) {
+    store::Recovery row = recovery_row(recovery);
+    row.end_ns.reset();
+    writer.add_recovery(row);
+  }
   for (const SpareCount& count : run.spares.counts) writer.add_spare_count({count.time_ns, count.free});
   writer.add_controller_log(run.log);
   for (std::size_t b = 0; b < kBandCount; ++b) writer.add_band({to_string(static_cast<Band>(b)), run.band_ns[b]});

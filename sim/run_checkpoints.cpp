@@ -124,8 +124,7 @@ void RunWorld::vote(const ActionKey& key) {
   const auto differs = std::find_if(corrupt_.begin(), corrupt_.end(), [&](const auto& its) {
     return its.second && controller_.slot_of(its.first).has_value();
   });
-  if (differs == corrupt_.end()) return tell(recovery::HashesAgree{key});
-  ++result_.corruptions_found;
+  if (differs == corrupt_.end() || active_replicas_ == 1) return tell(recovery::HashesAgree{key});
   disagreed_from_ = writing_.at(key).step;
   const std::int64_t slots = input_.job_nodes / input_.replicas;
   recovery::HashesDiffer votes{key, {}};
@@ -135,6 +134,7 @@ void RunWorld::vote(const ActionKey& key) {
     const bool wrong = corrupt != corrupt_.end() && corrupt->second;
     if (voter != kNobody) votes.votes.emplace_back(voter, wrong ? 1 + static_cast<std::uint64_t>(voter) : 0);
   }
+  causes_since_running_.emplace_back("silent data corruption, by vote");
   tell(votes);
 }
 

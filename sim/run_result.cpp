@@ -40,10 +40,10 @@ namespace {
 // The macro's functions are inline and would collide with the public declarations.
 struct Fields : RunResult {
   NLOHMANN_DEFINE_TYPE_INTRUSIVE(Fields, seed, policy, duration_ns, healthy_step_s, checkpoint_interval_s,
-                                 mean_time_between_failures_s, failures, spare_failures, by_cause, recoveries, band_ns,
-                                 effective_training_time, checkpoints, steps_committed, steps_done, pages, replicas,
-                                 fewest_replicas, corruptions, corruptions_found, corrupted_training_ns, waiting_for,
-                                 spares, trace_hash, log, next_draw)
+                                 mean_time_between_failures_s, failures, spare_failures, by_cause, recoveries,
+                                 unfinished, band_ns, effective_training_time, checkpoints, steps_committed, steps_done,
+                                 pages, replicas, fewest_replicas, corruptions, corruptions_found,
+                                 corrupted_training_ns, waiting_for, spares, trace_hash, log, next_draw)
 };
 
 // Months have half a million events: numbers as plain memory, which crosses from one process to another of the same

@@ -111,6 +111,7 @@ struct RunResult {
   /// In the order of FaultSpec::causes; "injected" last, when faults were injected.
   std::vector<CauseCount> by_cause;
   std::vector<RunRecovery> recoveries;  // those that ended within the run
+  std::vector<RunRecovery> unfinished;  // one that had not, its ledger as far as it went; or none
 
   /// Sums to duration_ns exactly.
   std::array<std::int64_t, kBandCount> band_ns{};

@@ -1,5 +1,5 @@
-// The world of one run. Sections: time and its bands; the fault injector; links; symptoms; the
-// job; the controller and what carries out its actions.
+// The world of one run. Sections: time and its bands; the fault injector; symptoms; the job; the controller and what
+// carries out its actions. Links are in run_links.cpp, checkpoints in run_checkpoints.cpp.
 #include "sim/run_world.h"
 
 #include <algorithm>
@@ -30,15 +30,14 @@ using recovery::State;
 
 namespace {
 
-// A queue pair gives up after so many retries: NCCL_IB_RETRY_CNT, NCCL's default (InfiniBand spec 11.6.2).
-constexpr std::int64_t kQueuePairRetries = 7;
-
 // XIDs with which GPUs die in the field, all of which NVIDIA answers with a reset or worse:
 // double-bit ECC, off the bus, uncontained ECC, GSP timeout, unrecovered ECC.
 constexpr std::array kFatalXids = {48, 79, 95, 119, 140};
 
-// A job that is down at the end after so many attempts is not one that a late failure caught in the middle.
+// A job that is down at the end after so many attempts, or for so many times as long as a recovery takes, is not one
+// that a late failure caught in the middle.
 constexpr std::int64_t kVainAttempts = 5;
+constexpr double kLongRecovery = 2;
 
 // How long slowness is watched before it is called so.
 constexpr std::int64_t kStragglerWindowNs = 60'000'000'000;
@@ -172,7 +171,9 @@ void RunWorld::advance(std::int64_t now_ns) {
   now_ns = std::min(now_ns, duration_ns_);
   if (now_ns <= now_ns_) return;
   const std::int64_t duration_ns = now_ns - now_ns_;
-  switch (mode_) {
+  // What ranks do while a recovery of them has begun counts for nothing: they are about to be stopped.
+  const bool doomed = controller_.state() == State::Deciding || controller_.state() == State::Fencing;
+  switch (doomed ? JobMode::Dead : mode_) {
     case JobMode::Training: train(duration_ns); break;
     case JobMode::Snapshot: book(Band::CheckpointStall, duration_ns); break;
     case JobMode::Stalled: book(Band::DegradedSlowdown, duration_ns); break;
@@ -193,6 +194,7 @@ void RunWorld::train(std::int64_t duration_ns) {
     result_.corrupted_training_ns += duration_ns;
   book(Band::DegradedSlowdown, duration_ns - useful_ns);
   progress_steps_ += static_cast<double>(duration_ns) / kNsPerS / step_time_.step_s;
+  last_trained_ns_ = now_ns_ + duration_ns;
 }
 
 Band RunWorld::band_of_dead_time() const {
@@ -201,18 +203,26 @@ Band RunWorld::band_of_dead_time() const {
 }
 
 RunResult RunWorld::finish() {
-  if (mode_ == JobMode::Dead) book(Band::LostWork, work_.restore(best_step_left()));
+  if (mode_ == JobMode::Dead) {
+    const std::int64_t lost_ns = work_.restore(best_step_left());
+    book(Band::LostWork, lost_ns);
+    lost_since_running_s_ += static_cast<double>(lost_ns) / kNsPerS;
+  }
+  if (const auto ledger = controller_.ledger_so_far(duration_ns_))
+    result_.unfinished.push_back({*ledger, causes_since_running_, lost_since_running_s_});
   book(Band::Productive, work_.unsafe_ns());
   std::int64_t sum_ns = 0;
   for (const std::int64_t band_ns : result_.band_ns) sum_ns += band_ns;
   TY_CHECK(sum_ns == duration_ns_, "the bands sum to the wall time");
   result_.effective_training_time = result_.band_s(Band::Productive) / input_.duration_s;
   result_.steps_committed = controller_.durable_step();
-  result_.steps_done = mode_ == JobMode::Dead ? controller_.durable_step()
-                                              : static_cast<std::int64_t>(std::floor(progress_steps_ + kStepEpsilon));
+  result_.steps_done =
+      mode_ == JobMode::Dead ? best_step_left() : static_cast<std::int64_t>(std::floor(progress_steps_ + kStepEpsilon));
   if (mode_ == JobMode::Dead && band_of_dead_time() == Band::WaitForSpare) result_.waiting_for = "a spare";
   if (mode_ == JobMode::Dead && band_of_dead_time() == Band::WaitForHuman) result_.waiting_for = "a human";
-  if (mode_ == JobMode::Dead && result_.waiting_for.empty() && attempts_ >= kVainAttempts)
+  const std::int64_t down_ns = duration_ns_ - last_trained_ns_;
+  const bool vain = attempts_ >= kVainAttempts || down_ns > to_ns(kLongRecovery * input_.policy.recovery_s());
+  if (mode_ == JobMode::Dead && result_.waiting_for.empty() && vain)
     result_.waiting_for = fmt::format("a recovery that succeeds, after {} attempts", attempts_);
   result_.spares.mean = static_cast<double>(spare_ns_) / static_cast<double>(duration_ns_);
   result_.spares.availability = static_cast<double>(some_spare_ns_) / static_cast<double>(duration_ns_);
@@ -273,7 +283,7 @@ void RunWorld::strike(const faults::Fault& fault, Damage damage) {
   }
   // A link that comes back by itself may be no more than a stall.
   if (row.effect == faults::Effect::Stalls && row.scope == faults::ModeScope::Network && fault.duration_ns)
-    return link_down(fault.node, fault.cause, now_ns_ + *fault.duration_ns);
+    return link_down(fault.node, {++outages_, fault.cause, now_ns_ + *fault.duration_ns, std::nullopt});
   if (row.scope == faults::ModeScope::Leaf) return strike_leaf(fault, damage);
   strike_node(fault.node, fault.cause, damage);
 }
@@ -282,9 +292,10 @@ void RunWorld::strike(const faults::Fault& fault, Damage damage) {
 void RunWorld::strike_leaf(const faults::Fault& fault, Damage damage) {
   std::optional<std::int64_t> up_ns = damage.ends_at_ns;
   if (!damage.injected) up_ns = now_ns_ + drawn_ns(faults::row_of(fault.mode).mends);
+  const Outage outage{++outages_, fault.cause, up_ns, fault};
   const std::int64_t size = nodes_per_leaf(input_.cluster), leaf = place_of(places_, fault.node) / size;
   for (NodeId node = 0; node < held_nodes_; ++node)
-    if (place_of(places_, node) / size == leaf) link_down(node, fault.cause, up_ns, fault);
+    if (place_of(places_, node) / size == leaf) link_down(node, outage);
 }
 
 /// Never beyond twice the run.
@@ -388,11 +399,8 @@ void RunWorld::repeat_user_error() {
   });
 }
 
-/// In the shop, or damaged already by more than a link that is down.
-bool RunWorld::out_of_order(NodeId node) const {
-  const auto damaged = damaged_.find(node);
-  return in_shop_.contains(node) || (damaged != damaged_.end() && !damaged->second.link_only);
-}
+/// In the shop, or damaged already.
+bool RunWorld::out_of_order(NodeId node) const { return in_shop_.contains(node) || damaged_.contains(node); }
 
 void RunWorld::count_failure(std::size_t cause, NodeId node) {
   CauseCount& count = result_.by_cause[cause];
@@ -435,7 +443,8 @@ void RunWorld::begin_injected(std::size_t index) {
   switch (fault.kind) {
     case InjectedKind::GpuSlow:
     case InjectedKind::NicSlow: return begin_slow(fault, ends_at_ns);
-    case InjectedKind::LinkDown: return link_down(fault.node, result_.by_cause.size() - 1, ends_at_ns);
+    case InjectedKind::LinkDown:
+      return link_down(fault.node, {++outages_, result_.by_cause.size() - 1, ends_at_ns, std::nullopt});
     case InjectedKind::NodeCrash: break;
   }
   Damage damage;
@@ -482,68 +491,6 @@ void RunWorld::watch_straggler(std::int64_t id) {
     if (mode_ != JobMode::Training) return;
     tell(recovery::Straggling{epoch, slow->second.node, step_time_.step_s / healthy_step_s_});
   });
-}
-
-// ---- Links --------------------------------------------------------------------------------
-
-void RunWorld::link_down(NodeId node, std::size_t cause, std::optional<std::int64_t> up_ns,
-                         const std::optional<faults::Fault>& fault) {
-  const auto down = damaged_.find(node);
-  const bool is_down = down != damaged_.end();
-  if (out_of_order(node) || (is_down && (!down->second.ends_at_ns || (up_ns && *up_ns <= *down->second.ends_at_ns))))
-    return;  // nothing left to break, or down already and for longer
-  trace_.add(now_ns_, RunEventKind::FaultBegins, node, "link_down");
-  Damage damage;
-  damage.scope = FaultScope::Network;
-  damage.injected = true;
-  damage.ends_at_ns = up_ns;
-  damage.link_only = true;
-  damage.cause = cause;
-  damage.fault = fault;
-  damage.symptom_after_ns = to_ns(input_.policy.timeouts.link_s);
-  damaged_.insert_or_assign(node, damage);
-  if (up_ns) agenda_.at(*up_ns, [this, node, up = *up_ns] { link_up(node, up); });
-  if (controller_.slot_of(node) && mode_ != JobMode::Dead)
-    agenda_.at(next_collective_ns(), [this, node, up_ns] { link_bites(node, up_ns); });
-}
-
-/// The first collective since the link went down.
-void RunWorld::link_bites(NodeId node, std::optional<std::int64_t> up_ns) {
-  const auto damaged = damaged_.find(node);
-  if (damaged == damaged_.end() || !damaged->second.link_only || damaged->second.ends_at_ns != up_ns) return;
-  const bool waits = mode_ == JobMode::Dead || mode_ == JobMode::Held;
-  if (!controller_.slot_of(node) || waits) return;  // shows when communicators are built
-  if (mode_ == JobMode::Snapshot)                   // no collective before the snapshot is over
-    return agenda_.at(snapshot_end_ns_ + 1, [this, node, up_ns] { link_bites(node, up_ns); });
-  if (up_ns && *up_ns - now_ns_ <= to_ns(input_.policy.timeouts.link_s)) return link_stall(*up_ns - now_ns_);
-  count_failure(damaged->second.cause, node);
-  kill_job();
-  if (input_.policy.evidence == Evidence::All && damaged->second.fault)
-    schedule_evidence(node, faults::Fault(*damaged->second.fault), now_ns_);
-  else
-    schedule_symptom(node, now_ns_ + to_ns(input_.policy.timeouts.link_s), now_ns_);
-}
-
-void RunWorld::link_stall(std::int64_t down_ns) {
-  const std::int64_t retry_ns = std::max<std::int64_t>(1, to_ns(input_.policy.timeouts.link_s) / kQueuePairRetries);
-  const std::int64_t retries = (down_ns + retry_ns - 1) / retry_ns;
-  stalled_until_ns_ = std::max(stalled_until_ns_, now_ns_ + retries * retry_ns);
-  mode_ = JobMode::Stalled;
-  ++boundary_;
-  agenda_.at(stalled_until_ns_, [this, life = life_] {
-    if (life == life_ && mode_ == JobMode::Stalled && now_ns_ >= stalled_until_ns_) set_training();
-  });
-}
-
-void RunWorld::link_up(NodeId node, std::int64_t up_ns) {
-  const auto damaged = damaged_.find(node);
-  if (damaged == damaged_.end() || !damaged->second.link_only || damaged->second.ends_at_ns != up_ns) return;
-  if (in_shop_.contains(node)) return;  // the shop returns it
-  trace_.add(now_ns_, RunEventKind::FaultEnds, node, "link_down");
-  damaged_.erase(damaged);
-  if (!blocked_phase_) return;
-  const Action action = *std::exchange(blocked_phase_, std::nullopt);
-  phase_over(action);
 }
 
 // ---- Symptoms -----------------------------------------------------------------------------
@@ -613,15 +560,18 @@ void RunWorld::show_symptom(NodeId node, std::int64_t epoch, std::int64_t last_s
       if (has_peers) tell(recovery::CommunicatorError{epoch, neighbour(node, 1), std::nullopt, last_seen_ns});
       return;
     }
-    case FaultScope::Network:
-      if (!has_peers) break;
-      tell(recovery::CommunicatorError{epoch, neighbour(node, 1), node, last_seen_ns});
-      tell(recovery::CommunicatorError{epoch, neighbour(node, -1), node, last_seen_ns});
-      return;
+    case FaultScope::Network: return peers_complain(node, epoch, last_seen_ns);
     case FaultScope::Node:
     case FaultScope::Job: break;
   }
   tell(recovery::HeartbeatLost{node, last_seen_ns});
+}
+
+/// Those who were connected to it cannot reach it.
+void RunWorld::peers_complain(NodeId node, std::int64_t epoch, std::int64_t last_seen_ns) {
+  if (!controller_.slot_of(node) || input_.job_nodes == 1) return tell(recovery::HeartbeatLost{node, last_seen_ns});
+  for (const std::int64_t side : {1, -1})
+    tell(recovery::CommunicatorError{epoch, neighbour(node, side), node, last_seen_ns});
 }
 
 RunWorld::NodeId RunWorld::some_owner() {
@@ -635,7 +585,10 @@ RunWorld::NodeId RunWorld::some_owner() {
 RunWorld::NodeId RunWorld::neighbour(NodeId node, std::int64_t distance) const {
   const std::vector<NodeId>& owners = controller_.owners();
   const auto slots = static_cast<std::int64_t>(owners.size());
-  return owners[static_cast<std::size_t>((*controller_.slot_of(node) + distance + slots) % slots)];
+  std::int64_t slot = (*controller_.slot_of(node) + distance % slots + slots) % slots;
+  while (owners[static_cast<std::size_t>(slot)] == kNobody)  // its replica takes no part
+    slot = (slot + (distance < 0 ? slots - 1 : 1)) % slots;
+  return owners[static_cast<std::size_t>(slot)];
 }
 
 // ---- The job ------------------------------------------------------------
@@ -670,7 +623,7 @@ void RunWorld::watch_training() {
   const double patience_s = std::max(input_.policy.timeouts.training_s, 2 * input_.policy.detection_timeout_s);
   dead_since_ns_ = now_ns_;
   agenda_.at(now_ns_ + to_ns(patience_s), [this, life = life_] {
-    if (life != life_ || mode_ != JobMode::Dead || controller_.state() != State::Running) return;
+    if (life != life_ || mode_ != JobMode::Dead || !ranks_are_thought_to_train()) return;
     if (const NodeId reporter = some_owner(); reporter != kNobody)
       tell(recovery::CommunicatorError{controller_.epoch(), reporter, std::nullopt, dead_since_ns_});
   });
@@ -744,12 +697,16 @@ void RunWorld::arm_step_boundary() {
 
 // ---- The controller and what carries out its actions ----------------------------------------
 
+bool RunWorld::ranks_are_thought_to_train() const {
+  return controller_.state() == State::Running || controller_.state() == State::Draining;
+}
+
 /// Whoever tells of the first symptom knows since when the job has stood still.
 void RunWorld::tell(recovery::Event event) {
   const auto since = [this](auto& body) {
     if constexpr (requires { body.last_seen_ns; }) body.last_seen_ns = std::min(body.last_seen_ns, dead_since_ns_);
   };
-  if (mode_ == JobMode::Dead && controller_.state() == State::Running) std::visit(since, event);
+  if (mode_ == JobMode::Dead && ranks_are_thought_to_train()) std::visit(since, event);
   inbox_.push_back(std::move(event));
 }
 
@@ -802,22 +759,28 @@ void RunWorld::phase_over(const Action& action) {
   const bool needs_processes = !std::holds_alternative<recovery::Fence>(action.body) &&
                                !std::holds_alternative<recovery::PromoteSpare>(action.body);
   if (needs_processes && processes_crashed_) return;
-  const std::vector<NodeId> broken = blockers(action);
-  if (broken.empty()) return phase_acted(action);
+  const std::vector<NodeId> broken = blockers(action), unreachable = unreachable_for(action);
+  if (broken.empty() && unreachable.empty()) return phase_acted(action);
   blocked_phase_ = action;
   for (const NodeId node : broken) {
     const Damage& damage = damaged_.at(node);
     if (!damage.symptom_on_its_way) schedule_symptom(node, now_ns_ + damage.symptom_after_ns, now_ns_);
   }
+  for (const NodeId node : unreachable) link_blocks(node);
+}
+
+bool RunWorld::needs_network(const Action& action) {
+  return !std::holds_alternative<recovery::Fence>(action.body) &&
+         !std::holds_alternative<recovery::PromoteSpare>(action.body) &&
+         !std::holds_alternative<recovery::StartProcesses>(action.body);
 }
 
 std::vector<RunWorld::NodeId> RunWorld::blockers(const Action& action) const {
   std::vector<NodeId> nodes;
   const auto* promote = std::get_if<recovery::PromoteSpare>(&action.body);
   if (std::holds_alternative<recovery::Fence>(action.body)) return nodes;
-  const bool needs_network = !promote && !std::holds_alternative<recovery::StartProcesses>(action.body);
   for (const auto& [node, damage] : damaged_) {
-    if (damage.scope == FaultScope::Network && !needs_network) continue;
+    if (damage.scope == FaultScope::Network && !needs_network(action)) continue;
     if (promote ? promote->node == node : controller_.slot_of(node).has_value()) nodes.push_back(node);
   }
   return nodes;
@@ -829,6 +792,7 @@ void RunWorld::phase_acted(const Action& action) {
     restored(resume->step);
     progress_steps_ = static_cast<double>(resume->step);
     attempts_ = 0;
+    forget_ended_outages();
     set_training();
     for (const auto& [id, part] : slow_) watch_straggler(id);
     repeat_user_error();
@@ -880,6 +844,8 @@ std::int64_t RunWorld::repaired_at_ns(NodeId node) {
     return std::max(now_ns_, damaged->second.ends_at_ns.value_or(never_ns));
   if (damaged != damaged_.end() && damaged->second.repaired_at_ns)
     return std::max(now_ns_, *damaged->second.repaired_at_ns);
+  if (const auto link = links_down_.find(node); damaged == damaged_.end() && link != links_down_.end())
+    return std::max(now_ns_, link->second.up_ns.value_or(never_ns));  // it is sound
   const auto planned = maintenance_until_ns_.find(node);
   if (damaged == damaged_.end() && planned != maintenance_until_ns_.end())
     if (const auto next = planned->second.upper_bound(now_ns_); next != planned->second.end()) return *next;
@@ -891,7 +857,7 @@ void RunWorld::to_shop(NodeId node, const ActionKey& key) {
   trace_.add(now_ns_, RunEventKind::Eject, node, "");
   in_shop_.insert(node);
   copies_.node_gone(node);
-  corrupt_.erase(node);
+  result_.corruptions_found += corrupt_.erase(node) > 0 && disagreed_from_ ? 1 : 0;
   std::erase_if(slow_, [&](const auto& slow) { return slow.second.node == node; });
   node_is(node, faults::NodeUse::InRepair);
   state_changed();

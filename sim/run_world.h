@@ -55,7 +55,6 @@ class RunWorld {
   /// What is wrong with a node.
   struct Damage {
     FaultScope scope = FaultScope::Node;
-    std::size_t cause = 0;  // of a link that is down: what is to blame once it stops the job
     /// An injected fault knows when it ends, or that it never does; others are repaired after a
     /// drawn time.
     bool injected = false;
@@ -63,10 +62,17 @@ class RunWorld {
     /// Given by the source of the fault: when the node is sound again. Else a repair time is drawn.
     std::optional<std::int64_t> repaired_at_ns;
     std::optional<faults::Fault> fault;  // what the source gave
-    /// A link that is down and mends by itself; the node is sound.
-    bool link_only = false;
     /// From when somebody waits for the node to when they complain.
     std::int64_t symptom_after_ns = 0;
+    bool symptom_on_its_way = false;
+  };
+
+  /// A link that is down, alone or with all below a switch; its node is sound.
+  struct Outage {
+    std::int64_t id = 0;  // the same for all links that went down together
+    std::size_t cause = 0;
+    std::optional<std::int64_t> up_ns;  // unset: never
+    std::optional<faults::Fault> fault;
     bool symptom_on_its_way = false;
   };
 
@@ -102,11 +108,18 @@ class RunWorld {
   void begin_slow(const InjectedFault& part, std::optional<std::int64_t> ends_at_ns);
   void end_slow(std::int64_t id);
   void watch_straggler(std::int64_t id);
-  void link_down(NodeId node, std::size_t cause, std::optional<std::int64_t> up_ns,
-                 const std::optional<faults::Fault>& fault = {});
-  void link_bites(NodeId node, std::optional<std::int64_t> up_ns);
+
+  // Links: run_links.cpp.
+  void link_down(NodeId node, const Outage& outage);
+  [[nodiscard]] bool link_is_down(NodeId node) const;
+  void link_bites(NodeId node, std::int64_t id);
   void link_stall(std::int64_t down_ns);
-  void link_up(NodeId node, std::int64_t up_ns);
+  void link_up(NodeId node, std::int64_t id);
+  void link_blocks(NodeId node);
+  void schedule_complaint(NodeId node, bool stopped);
+  void count_outage(NodeId node, const Outage& outage);
+  [[nodiscard]] std::vector<NodeId> unreachable_for(const recovery::Action& action) const;
+  void forget_ended_outages();
 
   // Symptoms.
   void node_is(NodeId node, faults::NodeUse use, std::int64_t slot = 0);
@@ -114,6 +127,7 @@ class RunWorld {
   void schedule_evidence(NodeId node, const faults::Fault& fault, std::int64_t noticed_ns);
   void show(const faults::Symptom& symptom, NodeId node, std::int64_t epoch, std::int64_t last_seen_ns);
   void show_symptom(NodeId node, std::int64_t epoch, std::int64_t last_seen_ns);
+  void peers_complain(NodeId node, std::int64_t epoch, std::int64_t last_seen_ns);
   NodeId some_owner();
   [[nodiscard]] bool out_of_order(NodeId node) const;
   [[nodiscard]] NodeId neighbour(NodeId node, std::int64_t distance) const;
@@ -147,11 +161,13 @@ class RunWorld {
 
   // The controller, and what carries out its actions.
   void control();
+  [[nodiscard]] bool ranks_are_thought_to_train() const;
   void tell(recovery::Event event);
   void carry_out(const recovery::Action& action);
   [[nodiscard]] double extra_s(NodeId node) const;
   [[nodiscard]] std::optional<double> phase_s(const recovery::Action& action) const;
   void phase_over(const recovery::Action& action);
+  [[nodiscard]] static bool needs_network(const recovery::Action& action);
   [[nodiscard]] std::vector<NodeId> blockers(const recovery::Action& action) const;
   void phase_acted(const recovery::Action& action);
   [[nodiscard]] std::int64_t repaired_at_ns(NodeId node);
@@ -198,6 +214,9 @@ class RunWorld {
   RandomStream repair_draws_;
 
   std::map<NodeId, Damage> damaged_;
+  std::map<NodeId, Outage> links_down_;  // those that are over stay until the job trains again
+  std::int64_t outages_ = 0;
+  std::set<std::int64_t> outages_counted_;
   std::set<NodeId> in_shop_;
   std::map<std::int64_t, InjectedFault> slow_;  // GpuSlow and NicSlow, in the order in which they began
   std::int64_t slow_begun_ = 0;
@@ -217,6 +236,7 @@ class RunWorld {
   std::int64_t snapshot_end_ns_ = 0;
   std::int64_t stalled_until_ns_ = 0;
   std::int64_t dead_since_ns_ = 0;
+  std::int64_t last_trained_ns_ = 0;
   std::int64_t attempts_ = 0;  // to get going again, since the job last trained
   /// Counted up whenever the job dies: what was scheduled for an older life is void.
   std::int64_t life_ = 0;

@@ -250,6 +250,7 @@ void Controller::handle(const RankExited& event) {
 
 /// Silent corruption: the minority is blamed, or, where there is none, everybody who voted.
 void Controller::handle(const HashesDiffer& event) {
+  if (event.votes.size() < 2) return handle(HashesAgree{event.key});  // nobody differs from itself
   if (!book_.in_progress(event.key)) return;
   book_.drop(event.key);
   book_.distrust_devices(true);
@@ -652,12 +653,8 @@ void Controller::handle(const Straggling& event) {
 void Controller::handle(const StragglingOver& event) { straggling_since_ns_.erase(event.node); }
 
 void Controller::handle(const MaintenanceDue& event) {
-  if (roster_.remove_spare(event.node)) {
-    heating_.erase(event.node);
-    doomed_spares_.insert(event.node);
-    return upkeep();
-  }
-  if (!roster_.holds(event.node) || !maintenance_at_ns_.emplace(event.node, event.at_ns).second) return;
+  if (!roster_.holds(event.node) && !spares().contains(event.node)) return;
+  if (!maintenance_at_ns_.emplace(event.node, event.at_ns).second) return;
   due_at(event.at_ns - config_.maintenance_lead_ns);
 }
 
@@ -665,6 +662,7 @@ void Controller::handle(const MaintenanceDue& event) {
 
 /// Does what is due and arms the timer for what will be. Changes no state by itself.
 void Controller::upkeep() {
+  doom_spares_due_for_maintenance();
   eject_doomed_spares();
   heat_spares();
   repeat_tests();
@@ -704,6 +702,20 @@ bool Controller::upkeep_answered(const Answered& answer) {
   return true;
 }
 
+/// Until then they are as good as others.
+void Controller::doom_spares_due_for_maintenance() {
+  for (const auto& [node, at_ns] : maintenance_at_ns_) {
+    if (!spares().contains(node)) continue;
+    if (at_ns - config_.maintenance_lead_ns > now_ns_) {
+      due_at(at_ns - config_.maintenance_lead_ns);
+      continue;
+    }
+    roster_.remove_spare(node);
+    heating_.erase(node);
+    doomed_spares_.insert(node);
+  }
+}
+
 void Controller::eject_doomed_spares() {
   for (const NodeId node : std::vector<NodeId>(doomed_spares_.begin(), doomed_spares_.end())) {
     const std::int64_t allowed_at_ns = roster_.ejection_allowed_at_ns(node, now_ns_);
@@ -713,6 +725,7 @@ void Controller::eject_doomed_spares() {
       continue;
     }
     doomed_spares_.erase(node);
+    maintenance_at_ns_.erase(node);
     roster_.sent_away(node, emit(Eject{node, std::nullopt}), now_ns_);
   }
 }

@@ -141,6 +141,11 @@ class Controller {
   /// All steps up to this one are done by ranks that may commit; not all need be durable.
   [[nodiscard]] std::int64_t steps_done() const { return steps_done_; }
 
+  /// Of the recovery that goes on, if one does.
+  [[nodiscard]] std::optional<RecoveryLedger> ledger_so_far(std::int64_t now_ns) const {
+    return ledger_.is_open() ? std::optional(ledger_.so_far(now_ns)) : std::nullopt;
+  }
+
   /// Ejected, and not yet heard of as repaired.
   [[nodiscard]] bool is_away(NodeId node) const { return roster_.is_away(node); }
   /// The checkpoint is in progress: nothing has made it void.
@@ -213,6 +218,7 @@ class Controller {
   // Upkeep: what is due some time, whatever the job does meanwhile.
   void upkeep();
   bool upkeep_answered(const Answered& answer);
+  void doom_spares_due_for_maintenance();
   void eject_doomed_spares();
   void heat_spares();
   void repeat_tests();

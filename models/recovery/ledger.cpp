@@ -70,6 +70,11 @@ RecoveryLedger LedgerBook::close(std::int64_t now_ns, std::int64_t epoch, std::i
   return std::move(ledger_);
 }
 
+RecoveryLedger LedgerBook::so_far(std::int64_t now_ns) const {
+  LedgerBook copy = *this;
+  return copy.close(now_ns, 0, 0);
+}
+
 void LedgerBook::end_span(std::int64_t now_ns) {
   PhaseSpan& span = ledger_.spans.back();
   TY_CHECK(now_ns >= span.begin_ns, "the controller's clock ran backwards");

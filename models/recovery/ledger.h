@@ -71,6 +71,9 @@ class LedgerBook {
   /// Ends the recovery and hands over its ledger.
   RecoveryLedger close(std::int64_t now_ns, std::int64_t epoch, std::int64_t restored_step);
 
+  /// Of a recovery that goes on: its ledger as if it ended now, with nothing restored.
+  [[nodiscard]] RecoveryLedger so_far(std::int64_t now_ns) const;
+
   [[nodiscard]] bool is_open() const { return open_; }
   [[nodiscard]] std::int64_t attempt() const { return ledger_.attempts; }
 

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include <catch2/catch.hpp>
 
@@ -112,6 +114,32 @@ inline double sum_s(const RunResult& result) {
 
 inline std::int64_t count(const RunResult& result, RunEventKind kind) {
   return std::count_if(result.events.begin(), result.events.end(), [&](const RunEvent& e) { return e.kind == kind; });
+}
+
+inline double phase_s(const RunRecovery& recovery, recovery::Phase phase) {
+  return recovery.ledger.phase_s()[static_cast<std::size_t>(phase)];
+}
+
+/// Ground truth and the ledgers tell the same story: recoveries' spans are the bands' seconds.
+inline void check_ledgers_equal_bands(const RunResult& result) {
+  std::array<double, recovery::kPhaseCount> ledger_s{};
+  for (const RunRecovery& recovery : result.recoveries)
+    for (int i = 0; i < recovery::kPhaseCount; ++i)
+      ledger_s[static_cast<std::size_t>(i)] += phase_s(recovery, static_cast<recovery::Phase>(i));
+  const std::vector<std::pair<recovery::Phase, Band>> pairs = {{recovery::Phase::Detect, Band::Detect},
+                                                               {recovery::Phase::Decide, Band::Decide},
+                                                               {recovery::Phase::Fence, Band::Fence},
+                                                               {recovery::Phase::Allocate, Band::Allocate},
+                                                               {recovery::Phase::WaitForSpare, Band::WaitForSpare},
+                                                               {recovery::Phase::WaitForHuman, Band::WaitForHuman},
+                                                               {recovery::Phase::ProcessStart, Band::ProcessStart},
+                                                               {recovery::Phase::Communicators, Band::Communicators},
+                                                               {recovery::Phase::LoadState, Band::LoadState},
+                                                               {recovery::Phase::FirstStep, Band::FirstStep}};
+  for (const auto& [phase, band] : pairs) {
+    INFO(to_string(band));
+    CHECK(ledger_s[static_cast<std::size_t>(phase)] == Approx(result.band_s(band)).margin(1e-9));
+  }
 }
 
 /// What the controller was told gives what it did, with steps told in ranges or one by one.

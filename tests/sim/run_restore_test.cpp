@@ -339,3 +339,48 @@ TEST_CASE("FT-HSDP: eleven of twelve replicas go on, 44% becomes 80%", "[statist
   WARN("FT-HSDP: published 0.80, simulated " << counted.effective_training_time << "; at random times " << effective);
   CHECK(effective == Approx(0.83).margin(0.02));
 }
+
+TEST_CASE("One replica alone has no vote, and of two that differ both leave") {
+  RunInput input = small_job();
+  input.job_nodes = 3;
+  input.replicas = 3;
+  input.duration_s = 7200;
+  input.policy.checkpoint_interval_s = 60;
+  input.policy.checkpoint_stall_s = 1;
+  input.policy.checkpoints.hash_vote = true;
+  input.policy.elastic.enabled = true;
+  input.policy.spare_nodes = 0;
+  InjectedFault corruption = injected(InjectedKind::NodeCrash, 1000, 0);
+  corruption.mode = FaultMode::SilentDataCorruption;
+  input.faults.injected = {injected(InjectedKind::NodeCrash, 10, 2), corruption};
+  SECTION("alone") {
+    input.faults.injected.push_back(injected(InjectedKind::NodeCrash, 500, 1));
+    for (input.seed = 1; input.seed <= 4; ++input.seed) {
+      const RunResult run = simulate(input);
+      CHECK(run.corruptions_found == 0);
+      CHECK(run.waiting_for.empty());
+      CHECK(run.recoveries.size() <= 2);
+    }
+  }
+  SECTION("two") {
+    for (input.seed = 1; input.seed <= 8; ++input.seed) CHECK(simulate(input).corruptions_found <= 1);
+  }
+}
+
+TEST_CASE("A recovery that a vote began is filed under it, and its seconds are no lost work as well") {
+  RunInput input = small_job();
+  input.replicas = 4;
+  input.policy.checkpoints.hash_vote = true;
+  InjectedFault corruption = injected(InjectedKind::NodeCrash, 1000, 0);
+  corruption.mode = FaultMode::SilentDataCorruption;
+  input.faults.injected = {corruption};
+  std::int64_t found = 0;
+  for (input.seed = 1; input.seed <= 8; ++input.seed) {
+    const RunResult run = simulate(input);
+    found += run.corruptions_found;
+    check_ledgers_equal_bands(run);
+    for (const RunRecovery& recovery : run.recoveries)
+      CHECK(recovery.causes == std::vector<std::string>{"silent data corruption, by vote"});
+  }
+  CHECK(found > 0);
+}

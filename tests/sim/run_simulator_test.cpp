@@ -22,32 +22,6 @@ using recovery::Phase;
 
 namespace {
 
-double phase_s(const RunRecovery& recovery, Phase phase) {
-  return recovery.ledger.phase_s()[static_cast<std::size_t>(phase)];
-}
-
-/// Ground truth and the ledgers tell the same story: recoveries' spans are the bands' seconds.
-void check_ledgers_equal_bands(const RunResult& result) {
-  std::array<double, recovery::kPhaseCount> ledger_s{};
-  for (const RunRecovery& recovery : result.recoveries)
-    for (int i = 0; i < recovery::kPhaseCount; ++i)
-      ledger_s[static_cast<std::size_t>(i)] += phase_s(recovery, static_cast<Phase>(i));
-  const std::vector<std::pair<Phase, Band>> pairs = {{Phase::Detect, Band::Detect},
-                                                     {Phase::Decide, Band::Decide},
-                                                     {Phase::Fence, Band::Fence},
-                                                     {Phase::Allocate, Band::Allocate},
-                                                     {Phase::WaitForSpare, Band::WaitForSpare},
-                                                     {Phase::WaitForHuman, Band::WaitForHuman},
-                                                     {Phase::ProcessStart, Band::ProcessStart},
-                                                     {Phase::Communicators, Band::Communicators},
-                                                     {Phase::LoadState, Band::LoadState},
-                                                     {Phase::FirstStep, Band::FirstStep}};
-  for (const auto& [phase, band] : pairs) {
-    INFO(to_string(band));
-    CHECK(ledger_s[static_cast<std::size_t>(phase)] == Approx(result.band_s(band)).margin(1e-9));
-  }
-}
-
 bool ended_running(const RunResult& result) {
   bool running = true;
   for (const RunEvent& event : result.events)
@@ -184,65 +158,6 @@ TEST_CASE("A spare below the failed node's leaf keeps its traffic there, one aft
   CHECK(per_leaf > 0.95);
 }
 
-namespace {
-
-/// Six nodes below leaves of four, the switch of the first of which crashes at 3,600 s.
-RunInput leaf_crash(std::optional<double> duration_s, Evidence evidence) {
-  RunInput input = small_job();
-  input.job_nodes = 6;
-  input.cluster.tiers = {{"leaf", 4, 1}};
-  input.policy.evidence = evidence;
-  InjectedFault leaf = injected(InjectedKind::NodeCrash, 3600, 0, duration_s);
-  leaf.mode = FaultMode::SwitchCrash;
-  input.faults.injected = {leaf};
-  return input;
-}
-
-}  // namespace
-
-TEST_CASE("A switch that is back within the retries of queue pairs costs a stall, all its nodes together") {
-  const RunResult run = simulate(leaf_crash(20, Evidence::Timeouts));
-  CHECK(run.failures == 0);
-  CHECK(run.effective_training_time > 0.99);
-  CHECK(run.band_s(Band::DegradedSlowdown) > 10);  // its first 10 s passed in a snapshot
-  CHECK(run.band_s(Band::DegradedSlowdown) < 30);
-}
-
-TEST_CASE("A switch that is back mends all nodes below it, ejected or not, and is one failure") {
-  for (const Evidence evidence : {Evidence::Timeouts, Evidence::All}) {
-    const RunResult run = simulate(leaf_crash(60, evidence));
-    CHECK(run.failures == 1);
-    REQUIRE(run.recoveries.size() == 1);
-    CHECK(run.recoveries[0].causes.size() == 1);
-    CHECK(run.recoveries[0].ledger.total_s() < 300);
-    CHECK(run.effective_training_time > 0.98);
-  }
-}
-
-TEST_CASE("A short flap does not mend a link whose switch is down") {
-  RunInput input = leaf_crash(std::nullopt, Evidence::Timeouts);
-  input.faults.injected.push_back(injected(InjectedKind::LinkDown, 3605, 0, 5));
-  const RunResult run = simulate(input);
-  CHECK(run.failures == 1);
-  CHECK(!run.waiting_for.empty());
-}
-
-TEST_CASE("A leaf that fails takes the spares below it, wherever they stand") {
-  RunInput input = leaf_crash(86400, Evidence::Timeouts);
-  input.job_nodes = 4;
-  input.cluster.tiers = {{"leaf", 2, 1}};  // leaf 0: nodes 0 and 1, or node 0 and a spare
-  const auto spares_ejected = [&] {
-    const RunResult run = simulate(input);
-    CHECK(run.waiting_for.empty());
-    return std::count_if(run.events.begin(), run.events.end(), [&](const RunEvent& event) {
-      return event.kind == RunEventKind::Eject && event.node >= input.job_nodes;
-    });
-  };
-  CHECK(spares_ejected() == 0);
-  input.policy.spares.placement = SparePlacement::PerLeaf;
-  CHECK(spares_ejected() == 1);
-}
-
 TEST_CASE("An injected mode does what the mode does") {
   const auto with = [](FaultMode mode, std::optional<double> duration_s = std::nullopt) {
     RunInput input = small_job();
@@ -365,6 +280,63 @@ TEST_CASE("A short mistake does not end a longer one") {
     return simulate(input).effective_training_time;
   };
   CHECK(effective({{3600, 14400}, {5000, 60}}) <= effective({{3600, 14400}}) + 0.01);
+}
+
+TEST_CASE("A spare whose maintenance is announced stands in until shortly before it") {
+  const auto waited_s = [](FaultMode mode) {
+    RunInput input = small_job();
+    input.policy.spare_nodes = 1;
+    input.duration_s = 100000;
+    InjectedFault planned = injected(InjectedKind::NodeCrash, 90000, 4, 3600);
+    planned.mode = mode;
+    input.faults.injected = {planned, injected(InjectedKind::NodeCrash, 10000, 0)};
+    return simulate(input).band_s(Band::WaitForSpare);
+  };
+  CHECK(waited_s(FaultMode::HostMaintenance) <= waited_s(FaultMode::HostCrash));
+}
+
+TEST_CASE("A job that dies before a planned restart is noticed, and its recovery begins there") {
+  RunInput input = small_job();
+  input.replicas = 2;
+  input.duration_s = 20000;
+  input.policy = slow_policy();
+  input.policy.spare_nodes = 0;
+  input.policy.checkpoint_interval_s = 300;
+  input.policy.evidence = Evidence::All;
+  input.policy.elastic.enabled = true;
+  InjectedFault memory = injected(InjectedKind::NodeCrash, 5990, 0);
+  memory.mode = FaultMode::GpuHbmRowRemap;  // some of its XIDs are harmless by themselves
+  input.faults.injected = {injected(InjectedKind::NodeCrash, 10, 2, 5980), memory};
+  for (input.seed = 1; input.seed <= 40; ++input.seed) {
+    const RunResult run = simulate(input);
+    INFO("seed " << input.seed);
+    CHECK(run.band_s(Band::Detect) < 2 * 1200 + 600);
+    check_ledgers_equal_bands(run);
+  }
+}
+
+TEST_CASE("A recovery that goes on when the run ends is told as far as it went") {
+  RunInput input = small_job();
+  input.policy.spare_nodes = 0;
+  input.faults.injected = {injected(InjectedKind::NodeCrash, 5000, 1)};
+  const RunResult run = simulate(input);
+  CHECK(run.recoveries.empty());
+  REQUIRE(run.unfinished.size() == 1);
+  CHECK(run.unfinished[0].ledger.begin_ns() == to_ns(5000));
+  CHECK(run.unfinished[0].ledger.end_ns() == to_ns(input.duration_s));
+  CHECK(run.unfinished[0].causes == std::vector<std::string>{"injected"});
+  CHECK(run.unfinished[0].lost_work_s == Approx(run.band_s(Band::LostWork)));
+}
+
+TEST_CASE("A job that was down for longer than recoveries take has not ended well") {
+  RunInput input = small_job();
+  input.checkpoint_bytes = 1e12;
+  input.cluster.storage.remote_write_bytes_per_s = 1e11;
+  input.duration_s = 7200;
+  InjectedFault outage = injected(InjectedKind::NodeCrash, 4990, 0, 9000);
+  outage.mode = FaultMode::StorageOutage;
+  input.faults.injected = {outage, injected(InjectedKind::NodeCrash, 5000, 2)};
+  CHECK(!simulate(input).waiting_for.empty());
 }
 
 TEST_CASE("Maintenance twice in a day: the node is back after each") {

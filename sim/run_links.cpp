@@ -1,0 +1,112 @@
+// The world of one run, continued: its links. A link that is down does its node no harm. Collectives stall, and once
+// queue pairs have retried in vain the communicator is dead; when the link is back, so is the node, ejected or not.
+#include "models/base/check.h"
+#include "models/base/units.h"
+#include "sim/run_world.h"
+
+namespace trainyard {
+
+using recovery::Action;
+
+// A queue pair gives up after so many retries: NCCL_IB_RETRY_CNT, NCCL's default (InfiniBand spec 11.6.2).
+constexpr std::int64_t kQueuePairRetries = 7;
+
+void RunWorld::link_down(NodeId node, const Outage& outage) {
+  const auto its = links_down_.find(node);
+  if (link_is_down(node)) {
+    const std::optional<std::int64_t>& up_ns = its->second.up_ns;
+    if (!up_ns || (outage.up_ns && *outage.up_ns <= *up_ns)) return;  // it is down for longer already
+  }
+  trace_.add(now_ns_, RunEventKind::FaultBegins, node, "link_down");
+  links_down_.insert_or_assign(node, outage);
+  const std::int64_t id = outage.id;
+  if (outage.up_ns) agenda_.at(*outage.up_ns, [this, node, id] { link_up(node, id); });
+  if (controller_.slot_of(node) && mode_ != JobMode::Dead)
+    agenda_.at(next_collective_ns(), [this, node, id] { link_bites(node, id); });
+}
+
+bool RunWorld::link_is_down(NodeId node) const {
+  const auto its = links_down_.find(node);
+  return its != links_down_.end() && its->second.up_ns.value_or(now_ns_ + 1) > now_ns_;
+}
+
+/// The first collective since the link went down.
+void RunWorld::link_bites(NodeId node, std::int64_t id) {
+  const auto its = links_down_.find(node);
+  if (its == links_down_.end() || its->second.id != id || !link_is_down(node)) return;
+  const bool waits = mode_ == JobMode::Dead || mode_ == JobMode::Held;
+  if (!controller_.slot_of(node) || waits) return;  // shows when communicators are built
+  if (mode_ == JobMode::Snapshot)                   // no collective before the snapshot is over
+    return agenda_.at(snapshot_end_ns_ + 1, [this, node, id] { link_bites(node, id); });
+  Outage& outage = its->second;
+  const std::int64_t patience_ns = to_ns(input_.policy.timeouts.link_s);
+  if (outage.up_ns && *outage.up_ns - now_ns_ <= patience_ns) return link_stall(*outage.up_ns - now_ns_);
+  count_outage(node, outage);
+  kill_job();
+  if (input_.policy.evidence == Evidence::All && outage.fault)
+    schedule_evidence(node, faults::Fault(*outage.fault), now_ns_);
+  else
+    schedule_complaint(node, true);
+}
+
+void RunWorld::link_stall(std::int64_t down_ns) {
+  const std::int64_t retry_ns = std::max<std::int64_t>(1, to_ns(input_.policy.timeouts.link_s) / kQueuePairRetries);
+  const std::int64_t retries = (down_ns + retry_ns - 1) / retry_ns;
+  stalled_until_ns_ = std::max(stalled_until_ns_, now_ns_ + retries * retry_ns);
+  mode_ = JobMode::Stalled;
+  ++boundary_;
+  agenda_.at(stalled_until_ns_, [this, life = life_] {
+    if (life == life_ && mode_ == JobMode::Stalled && now_ns_ >= stalled_until_ns_) set_training();
+  });
+}
+
+void RunWorld::link_up(NodeId node, std::int64_t id) {
+  const auto its = links_down_.find(node);
+  if (its == links_down_.end() || its->second.id != id) return;
+  trace_.add(now_ns_, RunEventKind::FaultEnds, node, "link_down");
+  if (!blocked_phase_) return;
+  const Action action = *std::exchange(blocked_phase_, std::nullopt);
+  phase_over(action);
+}
+
+/// A phase of the recovery needs it.
+void RunWorld::link_blocks(NodeId node) {
+  Outage& outage = links_down_.at(node);
+  count_outage(node, outage);
+  if (!outage.symptom_on_its_way) schedule_complaint(node, false);
+}
+
+/// Queue pairs retry, then peers complain: in any case where that has `stopped` the job, else if the link is down
+/// still.
+void RunWorld::schedule_complaint(NodeId node, bool stopped) {
+  Outage& outage = links_down_.at(node);
+  outage.symptom_on_its_way = true;
+  const std::int64_t id = outage.id, epoch = controller_.epoch(), last_seen_ns = now_ns_;
+  agenda_.at(now_ns_ + to_ns(input_.policy.timeouts.link_s), [this, node, id, epoch, last_seen_ns, stopped] {
+    const auto its = links_down_.find(node);
+    if (its == links_down_.end() || its->second.id != id) return;
+    its->second.symptom_on_its_way = false;
+    if (!in_shop_.contains(node) && (stopped || link_is_down(node))) peers_complain(node, epoch, last_seen_ns);
+  });
+}
+
+/// One failure, however many links went down with it.
+void RunWorld::count_outage(NodeId node, const Outage& outage) {
+  if (outages_counted_.insert(outage.id).second) count_failure(outage.cause, node);
+}
+
+/// Of the action's phase: owners whose links are down.
+std::vector<RunWorld::NodeId> RunWorld::unreachable_for(const Action& action) const {
+  std::vector<NodeId> nodes;
+  if (!needs_network(action)) return nodes;
+  for (const auto& [node, outage] : links_down_)
+    if (link_is_down(node) && controller_.slot_of(node)) nodes.push_back(node);
+  return nodes;
+}
+
+/// Until the job trains again, an outage explains why its node was ejected.
+void RunWorld::forget_ended_outages() {
+  std::erase_if(links_down_, [this](const auto& its) { return !link_is_down(its.first); });
+}
+
+}  // namespace trainyard

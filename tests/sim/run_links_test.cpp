@@ -1,0 +1,115 @@
+// Links and switches in a run: a link that is down harms no node, and is back for all when it is back.
+#include <algorithm>
+
+#include <catch2/catch.hpp>
+
+#include "tests/sim/run_inputs.h"
+
+using namespace trainyard;
+using namespace trainyard::testing;
+
+namespace {
+
+/// Six nodes below leaves of four, the switch of the first of which crashes at 3,600 s.
+RunInput leaf_crash(std::optional<double> duration_s, Evidence evidence) {
+  RunInput input = small_job();
+  input.job_nodes = 6;
+  input.cluster.tiers = {{"leaf", 4, 1}};
+  input.policy.evidence = evidence;
+  InjectedFault leaf = injected(InjectedKind::NodeCrash, 3600, 0, duration_s);
+  leaf.mode = FaultMode::SwitchCrash;
+  input.faults.injected = {leaf};
+  return input;
+}
+
+}  // namespace
+
+TEST_CASE("A switch that is back within the retries of queue pairs costs a stall, all its nodes together") {
+  const RunResult run = simulate(leaf_crash(20, Evidence::Timeouts));
+  CHECK(run.failures == 0);
+  CHECK(run.effective_training_time > 0.99);
+  CHECK(run.band_s(Band::DegradedSlowdown) > 10);  // its first 10 s passed in a snapshot
+  CHECK(run.band_s(Band::DegradedSlowdown) < 30);
+}
+
+TEST_CASE("A switch that is back mends all nodes below it, ejected or not, and is one failure") {
+  for (const Evidence evidence : {Evidence::Timeouts, Evidence::All}) {
+    const RunResult run = simulate(leaf_crash(60, evidence));
+    CHECK(run.failures == 1);
+    REQUIRE(run.recoveries.size() == 1);
+    CHECK(run.recoveries[0].causes.size() == 1);
+    CHECK(run.recoveries[0].ledger.total_s() < 300);
+    CHECK(run.effective_training_time > 0.98);
+  }
+}
+
+TEST_CASE("A short flap does not mend a link whose switch is down") {
+  RunInput input = leaf_crash(std::nullopt, Evidence::Timeouts);
+  input.faults.injected.push_back(injected(InjectedKind::LinkDown, 3605, 0, 5));
+  const RunResult run = simulate(input);
+  CHECK(run.failures == 1);
+  CHECK(!run.waiting_for.empty());
+}
+
+TEST_CASE("A leaf that fails takes the spares below it, wherever they stand") {
+  RunInput input = leaf_crash(86400, Evidence::Timeouts);
+  input.job_nodes = 4;
+  input.cluster.tiers = {{"leaf", 2, 1}};  // leaf 0: nodes 0 and 1, or node 0 and a spare
+  const auto spares_ejected = [&] {
+    const RunResult run = simulate(input);
+    CHECK(run.waiting_for.empty());
+    return std::count_if(run.events.begin(), run.events.end(), [&](const RunEvent& event) {
+      return event.kind == RunEventKind::Eject && event.node >= input.job_nodes;
+    });
+  };
+  CHECK(spares_ejected() == 0);
+  input.policy.spares.placement = SparePlacement::PerLeaf;
+  CHECK(spares_ejected() == 1);
+}
+
+TEST_CASE("A switch that is out for longer never costs less, and nothing like a repair") {
+  for (const char* policy : {"fast", "slow"}) {
+    double before = 1;
+    for (const double duration_s : {20.0, 32.0, 36.0, 40.0, 60.0, 300.0, 500.0, 3000.0}) {
+      RunInput input = leaf_crash(duration_s, Evidence::Timeouts);
+      const double interval_s = input.policy.checkpoint_interval_s;
+      input.policy = policy == std::string("slow") ? slow_policy() : fast_policy();
+      input.policy.checkpoint_interval_s = interval_s;
+      input.policy.spare_nodes = 0;
+      const RunResult run = simulate(input);
+      INFO(policy << ", out for " << duration_s << " s");
+      CHECK(run.waiting_for.empty());
+      CHECK(run.band_s(Band::WaitForSpare) <= duration_s);
+      CHECK(run.effective_training_time <= before + 0.03);
+      before = run.effective_training_time;
+    }
+    CHECK(before > 0.8);
+  }
+}
+
+TEST_CASE("Nothing that breaks, or comes back from repair, below a dead switch makes its node reachable") {
+  RunInput input = leaf_crash(15000, Evidence::Timeouts);
+  input.job_nodes = 2;
+  input.duration_s = 20000;
+  input.policy.spare_nodes = 2;  // all below the one leaf
+  const double alone = simulate(input).effective_training_time;
+  CHECK(alone < 0.4);
+  SECTION("a job's node that was in the shop") {
+    input.faults.injected.push_back(injected(InjectedKind::NodeCrash, 3400, 1, 300));
+    CHECK(simulate(input).effective_training_time <= alone + 0.01);
+  }
+  SECTION("a spare") {
+    InjectedFault spare = injected(InjectedKind::NodeCrash, 3610, 3, 60);
+    spare.mode = FaultMode::GpuEccUncorrectable;
+    input.faults.injected.push_back(spare);
+    CHECK(simulate(input).effective_training_time <= alone + 0.01);
+  }
+}
+
+TEST_CASE("A switch that crashes during a recovery is a failure of its own") {
+  RunInput input = leaf_crash(2000, Evidence::Timeouts);
+  InjectedFault software = injected(InjectedKind::NodeCrash, 3580, 0);
+  software.mode = FaultMode::SoftwareCrash;
+  input.faults.injected.push_back(software);
+  CHECK(simulate(input).failures == 2);
+}

@@ -164,6 +164,7 @@ class Drawing {
       }
       open = shows;
     }
+    if (line.points_only) return;
     text_ += fmt::format("<path d=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.6\"/>\n", path, colour);
   }
 

@@ -11,6 +11,7 @@ struct Line {
   std::string name;
   std::vector<double> x, y;         // points that are not finite, or not positive on a log axis, are left out
   std::optional<std::size_t> mark;  // a point that is drawn larger
+  bool points_only = false;
 };
 
 /// Logarithmic axes are of base 2, and labelled with its powers.

@@ -42,6 +42,7 @@ void add_run_replay(CLI::App& run, Context& context);
 void add_run_show(CLI::App& run, Context& context);
 void add_mup(CLI::App& app, Context& context);
 void add_doctor(CLI::App& app, Context& context);
+void add_validate(CLI::App& app, Context& context);
 void add_completion(CLI::App& app, Context& context);
 
 /// Adds a subcommand whose help opens with examples.

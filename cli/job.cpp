@@ -27,8 +27,8 @@ std::vector<fs::path> profile_folders(const std::string& scenario_file) {
   return folders;
 }
 
-// Names of the profiles of one kind that there are, for a message.
-std::string profile_names(const std::string& scenario_file, const std::string& prefix) {
+// Names of the profiles of one kind that there are.
+std::set<std::string> profile_names(const std::string& scenario_file, const std::string& prefix) {
   std::set<std::string> names;
   for (const fs::path& folder : profile_folders(scenario_file)) {
     std::error_code error;
@@ -38,7 +38,7 @@ std::string profile_names(const std::string& scenario_file, const std::string& p
       if (entry.path().extension() == ".json" && stack == !prefix.empty()) names.insert(stem.substr(prefix.size()));
     }
   }
-  return fmt::format("{}", fmt::join(names, ", "));
+  return names;
 }
 
 // The profile of this name in the first of the places where profiles live that has one.
@@ -50,8 +50,8 @@ Result<std::string> find_profile(const std::string& scenario_file, const std::st
     if (fs::exists(file, error)) return file.string();
   }
   return Problem{scenario_file, path, "\"" + name + "\"", "there is no such profile",
-                 "use one of " + profile_names(scenario_file, prefix) + ", or put a file of this name into a folder " +
-                     "\"profiles\" beside the scenario"};
+                 fmt::format("use one of {}, or put a file of this name into a folder \"profiles\" beside the scenario",
+                             fmt::join(profile_names(scenario_file, prefix), ", "))};
 }
 
 }  // namespace
@@ -73,6 +73,45 @@ Result<ProfileFiles> find_profiles(const Scenario& scenario, const std::string& 
   return ProfileFiles{hardware.value(), stack.value()};
 }
 
+Result<Profiles> load_profiles(const Scenario& scenario, const std::string& scenario_file, const ProfileFiles& files) {
+  const Result<HardwareProfile> hardware = load_hardware_profile(files.hardware);
+  if (!hardware) return hardware.problems();
+  const Result<StackProfile> stack = load_stack_profile(files.stack);
+  if (!stack) return stack.problems();
+  const std::vector<std::string>& known = stack.value().hardware;
+  if (!known.empty() && std::find(known.begin(), known.end(), hardware.value().name) == known.end()) {
+    return Problem{
+        scenario_file, "$.stack", "\"" + stack.value().name + "\"",
+        fmt::format("was measured on {} only, and the cluster is of {}", fmt::join(known, ", "), hardware.value().name),
+        "use \"default\", or give a stack profile for this hardware"};
+  }
+  if (hardware.value().of_processors() && hardware.value().rates_for(scenario.plan) == nullptr) {
+    static constexpr const char* kPrecisions[] = {"bf16", "f32", "f64"};
+    return Problem{
+        files.hardware, "$.op_rates", "",
+        fmt::format("has nothing measured for {} with {} threads a rank, which the plan of {} asks for",
+                    kPrecisions[static_cast<int>(scenario.plan.precision)], scenario.plan.cpu_threads, scenario_file),
+        "run trainyard calibrate on the machine, or change the plan"};
+  }
+  return Profiles{hardware.value(), stack.value()};
+}
+
+std::string stack_for(const std::string& framework, const std::string& hardware, const std::string& scenario_file) {
+  std::string best = "default";
+  std::size_t most = 0;
+  for (const std::string& name : profile_names(scenario_file, kStackPrefix)) {
+    const Result<std::string> file = find_profile(scenario_file, kStackPrefix, name, "");
+    if (!file) continue;
+    const Result<StackProfile> stack = load_stack_profile(file.value());
+    if (!stack) continue;
+    const std::vector<std::string>& known = stack.value().hardware;
+    if (!known.empty() && std::find(known.begin(), known.end(), hardware) == known.end()) continue;
+    for (const std::string& part : stack.value().frameworks)
+      if (part.size() > most && framework.find(part) != std::string::npos) best = name, most = part.size();
+  }
+  return best;
+}
+
 Result<Job> prepare(const std::string& scenario_file) {
   Result<Scenario> scenario = load_scenario(scenario_file);
   if (!scenario) return scenario.problems();
@@ -85,28 +124,11 @@ Result<Job> prepare(Scenario scenario, const std::string& scenario_file) {
   const Result<ProfileFiles> profiles = find_profiles(job.scenario, scenario_file);
   if (!profiles) return profiles.problems();
   job.profiles = profiles.value();
-  Result<HardwareProfile> hardware = load_hardware_profile(job.profiles.hardware);
-  if (!hardware) return hardware.problems();
-  Result<StackProfile> stack = load_stack_profile(job.profiles.stack);
-  if (!stack) return stack.problems();
-  job.hardware = std::move(hardware).value();
-  job.stack = std::move(stack).value();
+  Result<Profiles> loaded = load_profiles(job.scenario, scenario_file, job.profiles);
+  if (!loaded) return loaded.problems();
+  job.hardware = loaded.value().hardware;
+  job.stack = loaded.value().stack;
   job.file = scenario_file;
-  const std::vector<std::string>& known = job.stack.hardware;
-  if (!known.empty() && std::find(known.begin(), known.end(), job.hardware.name) == known.end()) {
-    return Problem{
-        scenario_file, "$.stack", "\"" + job.stack.name + "\"",
-        fmt::format("was measured on {} only, and the cluster is of {}", fmt::join(known, ", "), job.hardware.name),
-        "use \"default\", or give a stack profile for this hardware"};
-  }
-  if (job.hardware.of_processors() && job.hardware.rates_for(job.scenario.plan) == nullptr) {
-    static constexpr const char* kPrecisions[] = {"bf16", "f32", "f64"};
-    return Problem{job.profiles.hardware, "$.op_rates", "",
-                   fmt::format("has nothing measured for {} with {} threads a rank, which the plan of {} asks for",
-                               kPrecisions[static_cast<int>(job.scenario.plan.precision)],
-                               job.scenario.plan.cpu_threads, scenario_file),
-                   "run trainyard calibrate on the machine, or change the plan"};
-  }
   job.program = lower(job.scenario.model, job.scenario.plan);
   return job;
 }

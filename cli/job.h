@@ -34,6 +34,17 @@ struct Job {
 /// Looks in $TRAINYARD_PROFILES, ./profiles, beside the scenario, and where they were built from.
 Result<ProfileFiles> find_profiles(const Scenario& scenario, const std::string& scenario_file);
 
+struct Profiles {
+  HardwareProfile hardware;
+  StackProfile stack;
+};
+/// Also checks that the stack speaks of the hardware, and the hardware of the plan's precision.
+Result<Profiles> load_profiles(const Scenario& scenario, const std::string& scenario_file, const ProfileFiles& files);
+
+/// The stack profile that names this framework and may be used with this hardware, of several the one that names most
+/// of it; else "default".
+std::string stack_for(const std::string& framework, const std::string& hardware, const std::string& scenario_file);
+
 /// Loads the scenario and its profiles, and lowers it.
 Result<Job> prepare(const std::string& scenario_file);
 /// The same of a scenario that was loaded from `scenario_file`.

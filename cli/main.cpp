@@ -156,6 +156,7 @@ int run(int argc, char** argv) {
   add_calibrate(app, context);
   add_mup(app, context);
   add_exchange(app, context);
+  add_validate(app, context);
   add_doctor(app, context);
   add_completion(app, context);
   try {

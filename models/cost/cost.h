@@ -79,6 +79,8 @@ struct StackProfile {
   std::string name;
   /// Profiles that it speaks of; empty: any.
   std::vector<std::string> hardware;
+  /// Parts of the names under which published runs know it.
+  std::vector<std::string> frameworks;
   double sustained_clock = 1;     // GEMM and attention speed under training load over the isolated kernel's
   double attention_relative = 1;  // this stack's attention kernel over the profile's
   double kernel_gap_s = 0;        // between two kernels of one stream

@@ -164,7 +164,7 @@ Result<StackProfile> load_stack_profile(const std::string& file) {
       constant(constants, "communicator_bytes", profile.communicator_bytes, {0, 1e12});
       constant(constants, "allocator_reserve", profile.allocator_reserve, {0, 1});
     });
-    from.texts("hardware", profile.hardware);
+    from.texts("hardware", profile.hardware).texts("frameworks", profile.frameworks);
     from.take("residuals");  // for readers: what fit_stack.py measured
   });
 }

@@ -27,7 +27,8 @@ std::vector<std::string> files_in(const std::string& folder) {
 }
 
 // Folders of parts, which a scenario names, and of sweeps, which name a scenario; all other files are scenarios.
-const std::set<std::string> kParts{"models", "plans", "clusters", "faults", "policies", "profiles", "sweeps"};
+const std::set<std::string> kParts{"models",   "plans",    "clusters", "faults",
+                                   "policies", "profiles", "sweeps",   "measured"};
 
 std::string all(const Problems& problems) {
   std::string text;

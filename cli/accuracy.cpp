@@ -1,0 +1,226 @@
+#include "cli/accuracy.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <map>
+
+#include <fmt/format.h>
+
+#include "cli/chart.h"
+#include "cli/csv.h"
+#include "cli/terminal.h"
+#include "cli/version.h"
+#include "models/base/statistics.h"
+#include "models/base/units.h"
+
+namespace trainyard::cli {
+
+namespace {
+
+using json = nlohmann::ordered_json;
+
+double quantile_of_magnitude(std::vector<double> errors, double q) {
+  for (double& error : errors) error = std::abs(error);
+  return q == 0.5 ? median(std::move(errors)) : percentile(std::move(errors), q);
+}
+
+json figures(const std::vector<double>& errors) {
+  return {{"rows", errors.size()},
+          {"median_abs_error", quantile_of_magnitude(errors, 0.5)},
+          {"p90_abs_error", quantile_of_magnitude(errors, 0.9)},
+          {"bias", mean(errors)},
+          {"median_error", median(errors)}};
+}
+
+using Errors = std::map<std::string, std::vector<double>>;
+
+Errors grouped(const std::vector<const Prediction*>& predictions,
+               const std::function<std::string(const Prediction&)>& key) {
+  Errors groups;
+  for (const Prediction* its : predictions) groups[key(*its)].push_back(its->error());
+  return groups;
+}
+
+json by(const Errors& groups) {
+  json out = json::object();
+  for (const auto& [name, errors] : groups) out[name] = figures(errors);
+  return out;
+}
+
+/// What knows nothing but the hardware: every model runs at the median rate of its GPU.
+json null_model(const std::vector<const Prediction*>& predictions) {
+  std::map<std::string, std::vector<double>> rates;
+  const auto rate_of = [](const Prediction& its) {
+    return its.flops / its.run->measured_step_s / static_cast<double>(its.run->scenario.plan.ranks());
+  };
+  for (const Prediction* its : predictions) rates[its->run->gpu].push_back(rate_of(*its));
+  std::map<std::string, double> rate;
+  for (auto& [gpu, of_gpu] : rates) rate[gpu] = median(of_gpu);
+  std::vector<double> errors;
+  for (const Prediction* its : predictions) errors.push_back(rate_of(*its) / rate[its->run->gpu] - 1);
+  json out = figures(errors);
+  out["what"] = "every run at the median FLOP/s of its GPU, fitted on these very rows";
+  return out;
+}
+
+json result(const Prediction& its) {
+  json parts = json::object();
+  for (std::size_t p = 0; p < its.part_s.size(); ++p)
+    if (its.part_s[p] > 0) parts[to_string(static_cast<StepPart>(p))] = its.part_s[p];
+  json out{{"id", its.run->id},
+           {"source", its.run->source},
+           {"framework", its.run->framework},
+           {"model", its.run->model},
+           {"gpu", its.run->gpu},
+           {"gpus", its.run->scenario.plan.ranks()},
+           {"stack", its.stack},
+           {"measured_s", its.run->measured_step_s},
+           {"predicted_s", its.step_s},
+           {"error", its.error()},
+           {"parts", parts},
+           {"peak_bytes", its.peak_bytes}};
+  if (its.run->peak_memory_bytes) out["measured_peak_bytes"] = *its.run->peak_memory_bytes;
+  out["fits"] = its.fits();
+  out["assumed"] = its.run->assumed;
+  return out;
+}
+
+json memory(const std::vector<Prediction>& predictions) {
+  std::vector<double> errors;
+  json wrong = json::array();
+  std::size_t out_of_memory = 0, found = 0;
+  for (const Prediction& its : predictions) {
+    if (its.run->peak_memory_bytes) errors.push_back(its.peak_bytes / *its.run->peak_memory_bytes - 1);
+    out_of_memory += its.run->out_of_memory ? 1 : 0;
+    found += its.run->out_of_memory && !its.fits() ? 1 : 0;
+    if (its.fits() == its.run->out_of_memory) wrong.push_back(its.run->id);
+  }
+  json out = errors.empty() ? json::object() : figures(errors);
+  out["out_of_memory"] = out_of_memory;
+  out["out_of_memory_found"] = found;
+  out["fit_is_wrong"] = wrong;
+  return out;
+}
+
+std::string percent(double share) { return fmt::format("{:+.1f}%", 100 * share); }
+std::string unsigned_percent(double share) { return fmt::format("{:.1f}%", 100 * share); }
+
+std::string groups_text(const json& groups, const char* name) {
+  std::vector<std::vector<std::string>> rows;
+  for (const auto& [key, its] : groups.items())
+    rows.push_back({key.size() > 60 ? key.substr(0, 57) + "..." : key, std::to_string(its["rows"].get<std::size_t>()),
+                    unsigned_percent(its["median_abs_error"]), unsigned_percent(its["p90_abs_error"]),
+                    percent(its["bias"])});
+  return "\n" + table({name, "rows", "median |e|", "p90 |e|", "bias"}, rows, 0);
+}
+
+std::string worst_text(const json& results, std::size_t count) {
+  std::vector<const json*> order;
+  for (const json& its : results) order.push_back(&its);
+  const auto size = [](const json* its) { return std::abs((*its)["error"].get<double>()); };
+  std::stable_sort(order.begin(), order.end(), [&](const json* a, const json* b) { return size(a) > size(b); });
+  std::vector<std::vector<std::string>> rows;
+  for (std::size_t i = 0; i < std::min(count, order.size()); ++i) {
+    const json& its = *order[i];
+    std::string most;
+    double most_s = 0;
+    for (const auto& [part, seconds] : its["parts"].items())
+      if (seconds > most_s) most = part, most_s = seconds;
+    rows.push_back({its["id"], its["model"],
+                    fmt::format("{} {}", its["gpus"].get<std::int64_t>(), its["gpu"].get<std::string>()),
+                    format_duration(its["measured_s"]), format_duration(its["predicted_s"]), percent(its["error"]),
+                    fmt::format("{} {:.0f}%", most, 100 * most_s / its["predicted_s"].get<double>())});
+  }
+  return rows.empty() ? ""
+                      : "\nWorst rows\n" +
+                            table({"id", "model", "GPUs", "measured", "predicted", "error", "most of it"}, rows, 0);
+}
+
+}  // namespace
+
+json accuracy_report(const PublishedSet& set, const std::vector<Prediction>& predictions) {
+  std::vector<const Prediction*> timed;
+  for (const Prediction& its : predictions)
+    if (!its.run->out_of_memory && its.run->measured_step_s > 0) timed.push_back(&its);
+  json out{{"version", version_number()}, {"commit", commit_id()}, {"rows", set.rows}, {"predicted", timed.size()}};
+  std::vector<double> errors;
+  for (const Prediction* its : timed) errors.push_back(its->error());
+  if (!errors.empty()) {
+    out.update(figures(errors));
+    out["rows"] = set.rows;
+    const Errors sources = grouped(timed, [](const Prediction& p) { return p.run->source; });
+    double macro = 0;
+    for (const auto& [source, its] : sources) macro += quantile_of_magnitude(its, 0.5);
+    out["macro_median_abs_error"] = macro / static_cast<double>(sources.size());
+    out["null_model"] = null_model(timed);
+    out["by_source"] = by(sources);
+    out["by_gpu"] = by(grouped(timed, [](const Prediction& p) { return p.run->gpu; }));
+    out["by_stack"] = by(grouped(timed, [](const Prediction& p) { return p.stack; }));
+    out["by_model"] = by(grouped(timed, [](const Prediction& p) { return p.run->model; }));
+  }
+  out["memory"] = memory(predictions);
+  out["skipped"] = json::array();
+  for (const SkippedRow& row : set.skipped)
+    out["skipped"].push_back({{"id", row.id}, {"source", row.source}, {"reason", row.reason}});
+  out["results"] = json::array();
+  for (const Prediction* its : timed) out["results"].push_back(result(*its));
+  return out;
+}
+
+std::string accuracy_text(const json& report, std::size_t worst) {
+  std::string out = fmt::format("{} rows, {} predicted, {} skipped\n", report["rows"].get<std::size_t>(),
+                                report["predicted"].get<std::size_t>(), report["skipped"].size());
+  if (report["predicted"] > 0) {
+    const json& null = report["null_model"];
+    out += fmt::format("median |error| {}, 90th percentile {}, bias {}, mean over sources {}\n",
+                       unsigned_percent(report["median_abs_error"]), unsigned_percent(report["p90_abs_error"]),
+                       percent(report["bias"]), unsigned_percent(report["macro_median_abs_error"]));
+    out += fmt::format("constant FLOP/s per GPU, for comparison: {}, {}\n", unsigned_percent(null["median_abs_error"]),
+                       unsigned_percent(null["p90_abs_error"]));
+    out += groups_text(report["by_source"], "source");
+    out += groups_text(report["by_gpu"], "GPU") + groups_text(report["by_stack"], "stack");
+    out += worst_text(report["results"], worst);
+  }
+  std::map<std::string, std::size_t> reasons;
+  for (const json& row : report["skipped"]) ++reasons[row["reason"]];
+  std::vector<std::vector<std::string>> rows;
+  for (const auto& [reason, count] : reasons) rows.push_back({reason, std::to_string(count)});
+  if (!rows.empty()) out += "\n" + table({"Skipped, because", "rows"}, rows, 0);
+  return out;
+}
+
+std::string accuracy_csv(const json& report) {
+  std::vector<std::string> header{"id",   "source", "framework",  "model",       "gpu",
+                                  "gpus", "stack",  "measured_s", "predicted_s", "error"};
+  const std::size_t facts = header.size();
+  for (int p = 0; p < kStepPartCount; ++p) header.emplace_back(std::string(to_string(static_cast<StepPart>(p))) + "_s");
+  std::string out = csv_row(header);
+  for (const json& its : report["results"]) {
+    std::vector<std::string> row;
+    for (std::size_t i = 0; i < facts; ++i) {
+      const json& value = its[header[i]];
+      row.push_back(value.is_string() ? value.get<std::string>() : csv_number(value.get<double>()));
+    }
+    for (int p = 0; p < kStepPartCount; ++p)
+      row.push_back(csv_number(its["parts"].value(to_string(static_cast<StepPart>(p)), 0.0)));
+    out += csv_row(row);
+  }
+  return out;
+}
+
+std::string accuracy_svg(const json& report) {
+  std::map<std::string, Line> lines;
+  for (const json& its : report["results"]) {
+    Line& line = lines[its["gpu"]];
+    line.name = its["gpu"];
+    line.points_only = true;
+    line.x.push_back(its["measured_s"]);
+    line.y.push_back(100 * its["error"].get<double>());
+  }
+  Panel panel{"", {"measured seconds a step", true, {}, {}}, {"error of the prediction, %", false, -60, 60}, {}};
+  for (auto& [gpu, line] : lines) panel.lines.push_back(std::move(line));
+  return chart_svg("Predicted against published", {panel}, 1);
+}
+
+}  // namespace trainyard::cli

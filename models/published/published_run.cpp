@@ -1,0 +1,223 @@
+#include "models/published/published_run.h"
+
+#include <algorithm>
+#include <array>
+#include <regex>
+#include <utility>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "models/published/published_model.h"
+#include "models/published/row_reader.h"
+
+namespace trainyard {
+
+namespace {
+
+constexpr double kBytesPerGbit = 1e9 / 8;
+
+struct Hardware {
+  const char* gpu;
+  const char* profile;
+  double nic_bytes_per_s;  // of the vendor's own node: 8 of them
+};
+constexpr std::array kHardware{Hardware{"A100", "a100-sxm", 200 * kBytesPerGbit},
+                               Hardware{"H100", "h100-sxm", 400 * kBytesPerGbit},
+                               Hardware{"H200", "h200-sxm", 400 * kBytesPerGbit}};
+
+const Hardware* hardware_of(const std::string& gpu) {
+  const auto its = std::find_if(kHardware.begin(), kHardware.end(), [&](const Hardware& h) { return gpu == h.gpu; });
+  return its == kHardware.end() ? nullptr : its;
+}
+
+bool has(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
+
+/// Reads one row. Each step says why the row cannot be simulated, or nothing.
+class RunReader {
+ public:
+  explicit RunReader(const RowReader& row) : row_(row) {}
+
+  std::variant<PublishedRun, std::string> read() {
+    run_.id = row_.text("id");
+    run_.source = row_.text("source");
+    run_.framework = row_.text("framework");
+    run_.gpu = row_.text("gpu_type");
+    for (const auto step : {&RunReader::kind, &RunReader::model, &RunReader::cluster, &RunReader::mesh,
+                            &RunReader::batch, &RunReader::recompute, &RunReader::sharding, &RunReader::measured}) {
+      if (std::string reason = (this->*step)(); !reason.empty()) return reason;
+    }
+    run_.scenario.name = run_.id;
+    run_.scenario.model = model_;
+    run_.scenario.plan = plan_;
+    run_.model = model_.name;
+    return std::move(run_);
+  }
+
+ private:
+  void assume(std::string what) { run_.assumed.push_back(std::move(what)); }
+
+  std::string kind() {
+    if (row_.integer("experts").value_or(0) > 0 || row_.text("arch_family") == "moe") return "experts";
+    const std::string precision = lower_case(row_.text("precision"));
+    if (precision != "bf16" && precision != "fp16")
+      return precision.empty() ? "precision unknown" : "computes in " + row_.text("precision");
+    if (precision == "fp16") assume("fp16 as bf16");
+    const std::string mode = row_.text("training_mode");
+    if (!mode.empty() && mode != "pretrain" && mode != "sft") return "training mode " + mode;
+    if (hardware_of(run_.gpu) == nullptr) return fmt::format("no profile of {}", run_.gpu);
+    return "";
+  }
+
+  std::string model() {
+    std::optional<ModelSpec> model = published_model(row_, run_.assumed);
+    if (!model) return "a size of the model is missing";
+    model_ = *model;
+    plan_.sequence_length = model_.max_position_embeddings;
+    return "";
+  }
+
+  std::string cluster() {
+    const Hardware& hardware = *hardware_of(run_.gpu);
+    const std::int64_t gpus = row_.integer("num_gpus").value_or(0);
+    if (gpus <= 0) return "number of GPUs missing";
+    ClusterSpec& cluster = run_.scenario.cluster;
+    cluster.name = "published";
+    cluster.hardware = hardware.profile;
+    cluster.nodes = row_.integer("num_nodes").value_or((gpus + 7) / 8);
+    if (cluster.nodes <= 0 || gpus % cluster.nodes != 0) return "GPUs are not spread evenly over nodes";
+    cluster.gpus_per_node = gpus / cluster.nodes;
+    cluster.nics_per_node = 8;
+    cluster.nic_bytes_per_s = hardware.nic_bytes_per_s;
+    network(row_.text("interconnect"), cluster);
+    return "";
+  }
+
+  // "4x100G", "1600 Gbps per node", "400 Gb/s RDMA per GPU", "HDR", "NDR".
+  void network(const std::string& text, ClusterSpec& cluster) {
+    std::smatch found;
+    static const std::regex by_nic(R"((\d+)\s*x\s*(\d+)\s*G)"), by_rate(R"((\d+)\s*(?:Gbps|Gb/s)[^;,]*per (node|GPU))");
+    if (std::regex_search(text, found, by_nic)) {
+      cluster.nics_per_node = std::stoll(found[1]);
+      cluster.nic_bytes_per_s = std::stod(found[2]) * kBytesPerGbit;
+    } else if (std::regex_search(text, found, by_rate)) {
+      const double rate = std::stod(found[1]) * kBytesPerGbit;
+      cluster.nic_bytes_per_s = found[2] == "GPU" ? rate : rate / static_cast<double>(cluster.nics_per_node);
+      // Nobody cables eight NICs of 50 Gbit/s.
+      while (cluster.nic_bytes_per_s < 100 * kBytesPerGbit && cluster.nics_per_node > 1) {
+        cluster.nics_per_node /= 2;
+        cluster.nic_bytes_per_s *= 2;
+      }
+    } else if (!has(text, "HDR") && !has(text, "NDR") && cluster.nodes > 1) {
+      assume(
+          fmt::format("{} NICs of {:g} Gbit/s a node", cluster.nics_per_node, cluster.nic_bytes_per_s / kBytesPerGbit));
+    }
+    cluster.nics_per_node = std::min(cluster.nics_per_node, cluster.gpus_per_node);
+  }
+
+  std::string mesh() {
+    plan_.tp = row_.integer("tp").value_or(1);
+    plan_.pp = row_.integer("pp").value_or(1);
+    plan_.cp = row_.integer("cp").value_or(1);
+    const std::int64_t gpus = run_.scenario.cluster.gpus();
+    const std::int64_t shared = plan_.tp * plan_.pp * plan_.cp;
+    if (shared <= 0 || gpus % shared != 0) return "tp*pp*cp does not divide the GPUs";
+    plan_.dp = gpus / shared;
+    plan_.virtual_stages = std::max<std::int64_t>(1, row_.integer("vp").value_or(1));
+    if (plan_.virtual_stages > 1) plan_.schedule = PipelineSchedule::Interleaved;
+    plan_.sequence_parallel = plan_.tp > 1 && row_.boolean("sequence_parallel").value_or(false);
+    if (const std::int64_t multiple = 128 * plan_.tp; model_.vocab_size % plan_.tp != 0) {
+      model_.vocab_size = (model_.vocab_size + multiple - 1) / multiple * multiple;
+      assume(fmt::format("a vocabulary padded to {}", model_.vocab_size));
+    }
+    return "";
+  }
+
+  std::string batch() {
+    const std::int64_t sequences = row_.integer("global_batch_seqs").value_or(0);
+    plan_.micro_batch = row_.integer("micro_batch").value_or(0);
+    if (sequences <= 0 || plan_.micro_batch <= 0) return "batch missing";
+    const std::int64_t together = plan_.dp * plan_.micro_batch;
+    plan_.global_batch = sequences / together * together;
+    if (plan_.global_batch == 0) return "the batch is smaller than one micro-batch for each replica";
+    if (plan_.global_batch != sequences)
+      assume(fmt::format("a batch of {} sequences rather than {}", plan_.global_batch, sequences));
+    batch_share_ = static_cast<double>(plan_.global_batch) / static_cast<double>(sequences);
+    return "";
+  }
+
+  std::string recompute() {
+    const std::string how = lower_case(row_.text("recompute"));
+    if (how.empty()) return "recompute unknown";
+    if (how == "none") return "";
+    if (how.rfind("full", 0) == 0) {
+      plan_.recompute = RecomputeMode::Full;
+      return "";
+    }
+    plan_.recompute = RecomputeMode::Selective;
+    if (how.rfind("selective (core", 0) == 0) return "";
+    if (has(how, "gelu")) {
+      plan_.recompute_modules = {false, false, true};
+      return "";
+    }
+    return "recompute: " + row_.text("recompute");
+  }
+
+  std::string sharding() {
+    const std::optional<std::int64_t> stage = row_.integer("zero_stage");
+    plan_.zero_stage = stage.value_or(0);
+    if (plan_.zero_stage > 3) return fmt::format("ZeRO {}", plan_.zero_stage);
+    const bool nemo = has(run_.framework, "NeMo") || has(run_.framework, "Megatron-Bridge");
+    if (!stage && nemo && plan_.dp > 1) {
+      plan_.zero_stage = 1;
+      assume("ZeRO 1, which its recipes have");
+    }
+    if (plan_.zero_stage == 2 && plan_.pp > 1) {
+      plan_.zero_stage = 1;
+      assume("ZeRO 1 for 2, which a pipeline cannot use");
+    }
+    return "";
+  }
+
+  std::string measured() {
+    run_.out_of_memory = row_.text("quality_flag") == "OOM";
+    if (const auto peak = row_.number("peak_mem_gb")) run_.peak_memory_bytes = *peak * 1e9;
+    for (const char* key : {"iteration_time_s", "derived_iteration_time_s"}) {
+      const std::optional<double> seconds = row_.number(key);
+      if (!seconds || *seconds <= 0) continue;
+      run_.measured_step_s = *seconds * batch_share_;
+      return "";
+    }
+    return run_.out_of_memory ? "" : "no step time or throughput was published";
+  }
+
+  const RowReader& row_;
+  PublishedRun run_;
+  ModelSpec model_;
+  ParallelPlan plan_;
+  double batch_share_ = 1;
+};
+
+/// Rules of specs that a row breaks, as one reason.
+std::string broken_rule(const Scenario& scenario) {
+  for (const Problems& problems :
+       {validate(scenario.model, "model"), validate(scenario.plan, scenario.model, &scenario.cluster, "plan"),
+        validate(scenario.cluster, "cluster")}) {
+    if (!problems.empty())
+      return fmt::format("{} = {}: {}", problems.front().path, problems.front().value, problems.front().rule);
+  }
+  return "";
+}
+
+}  // namespace
+
+std::variant<PublishedRun, std::string> published_run(const nlohmann::json& row, const std::string& file,
+                                                      const std::string& path, Problems& problems) {
+  const RowReader reader(row, file, path, problems);
+  auto read = RunReader(reader).read();
+  if (const auto* run = std::get_if<PublishedRun>(&read))
+    if (std::string rule = broken_rule(run->scenario); !rule.empty()) return rule;
+  return read;
+}
+
+}  // namespace trainyard

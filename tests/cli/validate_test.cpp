@@ -1,0 +1,74 @@
+// trainyard validate, as a user runs it.
+#include <catch2/catch.hpp>
+
+#include <cmath>
+
+#include <nlohmann/json.hpp>
+
+#include "tests/cli/yard.h"
+
+using namespace trainyard::test;
+using nlohmann::json;
+
+namespace {
+
+const std::string kRow = R"({"id": "one", "source": "somebody", "framework": "home-made", "model_name": "Llama3-8B",
+  "layers": 2, "hidden": 1024, "heads": 8, "kv_heads": 8, "ffn_hidden": 4096, "gated_mlp": true, "vocab": 32000, "seq_len": 2048,
+  "gpu_type": "H100", "num_gpus": 8, "num_nodes": 1, "tp": 2, "pp": 1, "cp": null, "zero_stage": 1, "micro_batch": 1,
+  "global_batch_seqs": 8, "precision": "BF16", "recompute": "none", "iteration_time_s": 0.05)";
+
+}  // namespace
+
+TEST_CASE("published rows are predicted, or named with a reason", "[cli]") {
+  const Yard yard;
+  const std::string picture = yard.file("scatter.svg", ""), table = yard.file("rows.csv", "");
+  const Outcome outcome = yard.run("validate --only 'Korthikanti' --json --csv '" + table + "' -o '" + picture + "'");
+  INFO(outcome.err);
+  REQUIRE(outcome.code == 0);
+  const json report = json::parse(outcome.out);
+  CHECK(report["rows"] == 595);
+  REQUIRE(report["results"].size() == 10);
+  CHECK(report["predicted"] == 10);
+  CHECK(report["skipped"].size() > 200);
+  for (const json& row : report["skipped"]) CHECK(!row["reason"].get<std::string>().empty());
+  for (const json& row : report["results"]) {
+    const double measured_s = row["measured_s"], predicted_s = row["predicted_s"];
+    CHECK(row["error"].get<double>() == Approx(predicted_s / measured_s - 1));
+    double parts_s = 0;
+    for (const auto& [part, seconds] : row["parts"].items()) parts_s += seconds.get<double>();
+    CHECK(parts_s == Approx(predicted_s));
+  }
+  for (const char* key : {"median_abs_error", "p90_abs_error", "bias", "null_model", "by_source", "by_gpu", "memory"})
+    CHECK(report.contains(key));
+  const Outcome text = yard.run("validate --only Korthikanti --worst 3");
+  CHECK(contains(text.out, "Worst rows"));
+  CHECK(contains(text.out, "constant FLOP/s per GPU"));
+}
+
+TEST_CASE("a set of one's own is read in both forms", "[cli]") {
+  const Yard yard;
+  const std::string list = yard.file("list.json", "[" + kRow + "}]");
+  const std::string grouped = yard.file(
+      "groups.json", R"({"groups": [{"common": )" + kRow + R"(}, "rows": [{"id": "a"}, {"id": "b", "experts": 8}]}]})");
+  const json alone = json::parse(yard.run("validate --json --set '" + list + "'").out);
+  const json both = json::parse(yard.run("validate --json --set '" + grouped + "'").out);
+  REQUIRE(alone["results"].size() == 1);
+  REQUIRE(both["results"].size() == 1);
+  CHECK(alone["results"][0]["predicted_s"] == both["results"][0]["predicted_s"]);
+  CHECK(alone["results"][0]["stack"] == "default");
+  CHECK(both["skipped"][0] == json{{"id", "b"}, {"source", "somebody"}, {"reason", "experts"}});
+}
+
+TEST_CASE("a broken set is refused with its place, and a row that cannot be is skipped with its rule", "[cli]") {
+  const Yard yard;
+  const auto with = [&](const std::string& row) {
+    return yard.file("set.json", R"({"groups": [{"common": )" + kRow + R"(}, "rows": [)" + row + "]}]}");
+  };
+  const Outcome outcome = yard.run("validate --set '" + with(R"({"micro_batch": 1.5})") + "'");
+  CHECK(outcome.code == 2);
+  CHECK(contains(outcome.err, "$.groups[0].rows[0].micro_batch = 1.5"));
+  CHECK(yard.run("validate --set '" + with(R"({"tp": "two"})") + "'").code == 2);
+  CHECK(yard.run("validate --set '" + with("7") + "'").code == 2);
+  CHECK(yard.run("validate --set nowhere.json").code == 2);
+  CHECK(contains(yard.run("validate --set '" + with(R"({"pp": 5})") + "'").out, "does not divide"));
+}

@@ -115,14 +115,32 @@ std::string groups_text(const json& groups, const char* name) {
   return "\n" + table({name, "rows", "median |e|", "p90 |e|", "bias"}, rows, 0);
 }
 
-std::string worst_text(const json& results, std::size_t count) {
+std::string counts_of(const json& report) {
+  return fmt::format("{} rows: {} predicted, {} that ran out of memory, {} skipped", report["rows"].get<std::size_t>(),
+                     report["predicted"].get<std::size_t>(), report["memory"]["out_of_memory"].get<std::size_t>(),
+                     report["skipped"].size());
+}
+
+/// The results with the largest errors, largest first.
+std::vector<const json*> by_size(const json& results, std::size_t count) {
   std::vector<const json*> order;
   for (const json& its : results) order.push_back(&its);
   const auto size = [](const json* its) { return std::abs((*its)["error"].get<double>()); };
   std::stable_sort(order.begin(), order.end(), [&](const json* a, const json* b) { return size(a) > size(b); });
+  order.resize(std::min(count, order.size()));
+  return order;
+}
+
+std::map<std::string, std::size_t> reasons_of(const json& report) {
+  std::map<std::string, std::size_t> reasons;
+  for (const json& row : report["skipped"]) ++reasons[row["reason"]];
+  return reasons;
+}
+
+std::string worst_text(const json& results, std::size_t count) {
   std::vector<std::vector<std::string>> rows;
-  for (std::size_t i = 0; i < std::min(count, order.size()); ++i) {
-    const json& its = *order[i];
+  for (const json* of : by_size(results, count)) {
+    const json& its = *of;
     std::string most;
     double most_s = 0;
     for (const auto& [part, seconds] : its["parts"].items())
@@ -132,9 +150,8 @@ std::string worst_text(const json& results, std::size_t count) {
                     format_duration(its["measured_s"]), format_duration(its["predicted_s"]), percent(its["error"]),
                     fmt::format("{} {:.0f}%", most, 100 * most_s / its["predicted_s"].get<double>())});
   }
-  return rows.empty() ? ""
-                      : "\nWorst rows\n" +
-                            table({"id", "model", "GPUs", "measured", "predicted", "error", "most of it"}, rows, 0);
+  if (rows.empty()) return "";
+  return "\nWorst rows\n" + table({"id", "model", "GPUs", "measured", "predicted", "error", "most of it"}, rows, 0);
 }
 
 }  // namespace
@@ -169,8 +186,7 @@ json accuracy_report(const PublishedSet& set, const std::vector<Prediction>& pre
 }
 
 std::string accuracy_text(const json& report, std::size_t worst) {
-  std::string out = fmt::format("{} rows, {} predicted, {} skipped\n", report["rows"].get<std::size_t>(),
-                                report["predicted"].get<std::size_t>(), report["skipped"].size());
+  std::string out = counts_of(report) + "\n";
   if (report["predicted"] > 0) {
     const json& null = report["null_model"];
     out += fmt::format("median |error| {}, 90th percentile {}, bias {}, mean over sources {}\n",
@@ -182,11 +198,47 @@ std::string accuracy_text(const json& report, std::size_t worst) {
     out += groups_text(report["by_gpu"], "GPU") + groups_text(report["by_stack"], "stack");
     out += worst_text(report["results"], worst);
   }
-  std::map<std::string, std::size_t> reasons;
-  for (const json& row : report["skipped"]) ++reasons[row["reason"]];
   std::vector<std::vector<std::string>> rows;
-  for (const auto& [reason, count] : reasons) rows.push_back({reason, std::to_string(count)});
+  for (const auto& [reason, count] : reasons_of(report)) rows.push_back({reason, std::to_string(count)});
   if (!rows.empty()) out += "\n" + table({"Skipped, because", "rows"}, rows, 0);
+  return out;
+}
+
+std::string accuracy_markdown(const json& report, std::size_t worst, const std::string& picture) {
+  const json& null = report["null_model"];
+  std::string out =
+      "# Predicted against published\n\nMade by `trainyard validate`; do not edit. An error is predicted over measured "
+      "seconds a step, less one. What the rows are: `scenarios/measured/README.md`; on which few of them each stack "
+      "was "
+      "fitted: `scenarios/profiles/fit_stacks.py`; what is left out: [accuracy.md](accuracy.md).\n\n";
+  out += counts_of(report) + ".\n\n| | median, absolute | 90th percentile | mean |\n| --- | --: | --: | --: |\n";
+  const auto line = [](const std::string& name, const json& its) {
+    return fmt::format("| {} | {} | {} | {} |\n", name, unsigned_percent(its["median_abs_error"]),
+                       unsigned_percent(its["p90_abs_error"]), percent(its["bias"]));
+  };
+  out += line("all", report) + line("constant FLOP/s of each GPU, fitted on these very rows", null);
+  out += fmt::format(
+      "\nThe mean over sources of their medians is {}. Runs that were measured twice differ by 1% to 3% "
+      "(cluster, container).\n\n![errors]({})\n",
+      unsigned_percent(report["macro_median_abs_error"]), picture);
+  for (const auto& [title, key] : {std::pair("source", "by_source"), {"GPU", "by_gpu"}, {"stack", "by_stack"}}) {
+    out += fmt::format("\n| {} | rows | median, absolute | 90th percentile | mean |\n| --- | --: | --: | --: | --: |\n",
+                       title);
+    for (const auto& [name, its] : report[key].items())
+      out += fmt::format("| {} | {} | {} | {} | {} |\n", name, its["rows"].get<std::size_t>(),
+                         unsigned_percent(its["median_abs_error"]), unsigned_percent(its["p90_abs_error"]),
+                         percent(its["bias"]));
+  }
+  out +=
+      "\nThe worst rows:\n\n| row | model | GPUs | measured | predicted | error |\n| --- | --- | --- | --: | --: | --: "
+      "|\n";
+  for (const json* its : by_size(report["results"], worst))
+    out += fmt::format("| {} | {} | {} {} | {} | {} | {} |\n", (*its)["id"].get<std::string>(),
+                       (*its)["model"].get<std::string>(), (*its)["gpus"].get<std::int64_t>(),
+                       (*its)["gpu"].get<std::string>(), format_duration((*its)["measured_s"]),
+                       format_duration((*its)["predicted_s"]), percent((*its)["error"]));
+  out += "\n| skipped, because | rows |\n| --- | --: |\n";
+  for (const auto& [reason, count] : reasons_of(report)) out += fmt::format("| {} | {} |\n", reason, count);
   return out;
 }
 

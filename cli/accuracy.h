@@ -31,6 +31,9 @@ nlohmann::ordered_json accuracy_report(const PublishedSet& set, const std::vecto
 /// The same to read.
 std::string accuracy_text(const nlohmann::ordered_json& report, std::size_t worst);
 
+/// The same as a page of documentation: Markdown, with the picture that lies beside it.
+std::string accuracy_markdown(const nlohmann::ordered_json& report, std::size_t worst, const std::string& picture);
+
 /// One row for each run: id, source, measured and predicted seconds, parts.
 std::string accuracy_csv(const nlohmann::ordered_json& report);
 

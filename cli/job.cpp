@@ -85,6 +85,13 @@ Result<Profiles> load_profiles(const Scenario& scenario, const std::string& scen
         fmt::format("was measured on {} only, and the cluster is of {}", fmt::join(known, ", "), hardware.value().name),
         "use \"default\", or give a stack profile for this hardware"};
   }
+  const auto is_asked_for = [&](const AttentionCurve& its) { return its.kernel == stack.value().attention; };
+  const std::vector<AttentionCurve>& kernels = hardware.value().attention;
+  const bool by_name = stack.value().attention != "fastest" && stack.value().attention != "materialised";
+  if (by_name && std::none_of(kernels.begin(), kernels.end(), is_asked_for)) {
+    return Problem{files.stack, "$.attention.kernel", "\"" + stack.value().attention + "\"",
+                   "has not been measured on " + hardware.value().name, "use \"fastest\", or measure it"};
+  }
   if (hardware.value().of_processors() && hardware.value().rates_for(scenario.plan) == nullptr) {
     static constexpr const char* kPrecisions[] = {"bf16", "f32", "f64"};
     return Problem{

@@ -1,5 +1,6 @@
 // trainyard validate: how well the simulator predicts what others measured.
 
+#include <filesystem>
 #include <iostream>
 #include <map>
 #include <utility>
@@ -22,7 +23,7 @@ namespace trainyard::cli {
 namespace {
 
 struct Options {
-  std::string set, csv, picture, only, stack;
+  std::string set, csv, picture, page, only, stack;
   int jobs = 0;
   std::size_t worst = 15;
 };
@@ -30,39 +31,44 @@ struct Options {
 /// A run with its profiles; one for many runs.
 struct Task {
   const PublishedRun* run;
-  std::string stack;
-  const CostModel* cost;
+  const Profiles* profiles;
 };
 
-class CostModels {
+/// Profiles, each read once.
+class KnownProfiles {
  public:
-  explicit CostModels(std::string set_file) : set_file_(std::move(set_file)) {}
+  explicit KnownProfiles(std::string set_file) : set_file_(std::move(set_file)) {}
 
-  /// Null where a profile does not know the other; `reason` says so.
-  const CostModel* cost(const Scenario& scenario, std::string& reason) {
+  Result<const Profiles*> find(const Scenario& scenario) {
     const std::string key = scenario.cluster.hardware + " " + scenario.stack;
-    if (const auto known = costs_.find(key); known != costs_.end()) return &known->second;
+    if (const auto known = known_.find(key); known != known_.end()) return &known->second;
     const Result<ProfileFiles> files = find_profiles(scenario, set_file_);
-    const Result<Profiles> loaded = files ? load_profiles(scenario, set_file_, files.value()) : files.problems();
-    if (!loaded) {
-      reason = loaded.problems().front().rule;
-      return nullptr;
-    }
-    return &costs_.try_emplace(key, loaded.value().hardware, loaded.value().stack).first->second;
+    if (!files) return files.problems();
+    const Result<Profiles> loaded = load_profiles(scenario, set_file_, files.value());
+    if (!loaded) return loaded.problems();
+    return &known_.emplace(key, loaded.value()).first->second;
+  }
+
+  std::string stack_for(const std::string& framework, const std::string& hardware) {
+    auto& its = stacks_[framework + "\n" + hardware];
+    if (its.empty()) its = cli::stack_for(framework, hardware, set_file_);
+    return its;
   }
 
  private:
   std::string set_file_;
-  std::map<std::string, CostModel> costs_;
+  std::map<std::string, Profiles> known_;
+  std::map<std::string, std::string> stacks_;
 };
 
 Bytes predict(const Task& task) {
   const Scenario& scenario = task.run->scenario;
   const StepProgram program = lower(scenario.model, scenario.plan);
-  const Result<StepResult> step = simulate_step_here(program, scenario.cluster, *task.cost);
+  const CostModel cost(task.profiles->hardware, task.profiles->stack, scenario.plan);
+  const Result<StepResult> step = simulate_step(program, scenario.cluster, cost);
   nlohmann::json out{{"peak_bytes", 0.0}};
   for (const StageProgram& stage : program.stages)
-    out["peak_bytes"] = std::max(out["peak_bytes"].get<double>(), task.cost->process_peak_bytes(program, stage));
+    out["peak_bytes"] = std::max(out["peak_bytes"].get<double>(), cost.process_peak_bytes(program, stage));
   if (step) {
     out["step_s"] = step.value().time_s;
     out["part_s"] = step.value().part_s;
@@ -75,11 +81,11 @@ Bytes predict(const Task& task) {
 Prediction prediction_of(const Task& task, const nlohmann::json& from) {
   Prediction out;
   out.run = task.run;
-  out.stack = task.stack;
+  out.stack = task.profiles->stack.name;
   out.step_s = from.at("step_s");
   out.part_s = from.at("part_s");
   out.peak_bytes = from.at("peak_bytes");
-  out.device_bytes = task.cost->hardware().memory_bytes;
+  out.device_bytes = task.profiles->hardware.memory_bytes;
   const ParallelPlan& plan = task.run->scenario.plan;
   out.flops = model_flops_per_token(task.run->scenario.model, plan.sequence_length, false) *
               static_cast<double>(plan.global_batch * plan.sequence_length);
@@ -114,19 +120,21 @@ int validate_set(const Options& options, const Context& context) {
   Result<PublishedSet> loaded = load_published_set(options.set);
   if (!loaded) return fail(loaded.problems(), context);
   PublishedSet set = std::move(loaded).value();
-  CostModels costs(options.set);
+  KnownProfiles profiles(options.set);
   std::vector<Task> tasks;
   for (PublishedRun& run : set.runs) {
     if (!options.only.empty() &&
         (run.id + " " + run.source + " " + run.framework).find(options.only) == std::string::npos)
       continue;
-    std::string reason;
-    run.scenario.stack =
-        options.stack.empty() ? stack_for(run.framework, run.scenario.cluster.hardware, options.set) : options.stack;
-    if (const CostModel* cost = costs.cost(run.scenario, reason))
-      tasks.push_back({&run, run.scenario.stack, cost});
+    const std::string& hardware = run.scenario.cluster.hardware;
+    run.scenario.stack = options.stack.empty() ? profiles.stack_for(run.framework, hardware) : options.stack;
+    const Result<const Profiles*> its = profiles.find(run.scenario);
+    if (its)
+      tasks.push_back({&run, its.value()});
+    else if (its.problems().front().path == "$.stack")  // it does not speak of this hardware
+      set.skipped.push_back({run.id, run.source, its.problems().front().rule});
     else
-      set.skipped.push_back({run.id, run.source, reason});
+      return fail(its.problems(), context);
   }
   std::vector<Prediction> predictions;
   Problems problems = predict_all(tasks, options, context, set, predictions);
@@ -134,6 +142,10 @@ int validate_set(const Options& options, const Context& context) {
   const nlohmann::ordered_json report = accuracy_report(set, predictions);
   if (!options.csv.empty()) problems = write_output(options.csv, accuracy_csv(report));
   if (problems.empty() && !options.picture.empty()) problems = write_output(options.picture, accuracy_svg(report));
+  if (problems.empty() && !options.page.empty() && report["predicted"] > 0) {
+    const std::string beside = std::filesystem::path(options.picture).filename().string();
+    problems = write_output(options.page, accuracy_markdown(report, options.worst, beside));
+  }
   if (!problems.empty()) return fail(problems, context);
   std::cout << (context.json ? report.dump(2) + "\n" : accuracy_text(report, options.worst)) << std::flush;
   return kOk;
@@ -156,6 +168,7 @@ void add_validate(CLI::App& app, Context& context) {
   command->add_option("--worst", options->worst, "How many of the worst rows to list")->capture_default_str();
   command->add_option("--csv", options->csv, "Write all rows as CSV");
   command->add_option("-o,--output", options->picture, "Draw all rows, as SVG");
+  command->add_option("--markdown", options->page, "Write the report as a page, with the picture of -o beside it");
   command->add_option("-j,--jobs", options->jobs, "Simulations at a time (default: one per processor)")
       ->check(CLI::Range(1, 4096));
   command->callback(

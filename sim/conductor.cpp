@@ -36,11 +36,12 @@ constexpr double kQueuePairTimeout_s = 4.096e-6 * (1 << 20) * 7;
 class Conductor {
  public:
   Conductor(const StepProgram& program, const ClusterSpec& cluster, const CostModel& cost, const StepOptions& options,
-            const Fold& fold)
+            const Fold& fold, const std::vector<double>& contention)
       : program_(program), cluster_(cluster), cost_(cost), options_(options), fold_(fold), network_(fold) {
     for (const StageProgram& stage : program.stages) flat_.push_back(flatten(program, stage));
     classes_.reserve(fold.ranks.size());
     for (const RankClass& rank : fold.ranks) classes_.emplace_back(flat_[index(rank.stage)]);
+    for (std::size_t c = 0; c < contention.size(); ++c) classes_[c].contention = contention[c];
     find_sorts();
     find_slow_gpus();
     plan_link_changes();
@@ -87,6 +88,7 @@ class Conductor {
     };
     std::vector<Window> slow;
     bool constant_speed = true;
+    double contention = 1;
     std::vector<std::shared_ptr<const PrivateRuns>> runs;  // by block, where merging is possible
   };
 
@@ -187,7 +189,7 @@ class Conductor {
       ClassState& state = classes_[c];
       state.runs.resize(program_.blocks.size());
       if (!state.constant_speed) continue;
-      const double factor = state.slow.empty() ? 1 : slow_factor(state);
+      const double factor = state.contention * (state.slow.empty() ? 1 : slow_factor(state));
       const std::array<bool, kGroupCount> alone = private_groups(c);
       for (const Item& item : state.flat->stage->items) {
         if (item.block < 0 || state.runs[index(item.block)]) continue;
@@ -431,7 +433,7 @@ class Conductor {
   }
 
   void run_kernel(std::size_t c, std::int32_t flat_op, const Op& op) {
-    const double end = slowed_end(classes_[c], now_, kernel_seconds(op));
+    const double end = slowed_end(classes_[c], now_, classes_[c].contention * kernel_seconds(op));
     push({end, EventKind::OpDone, static_cast<std::int32_t>(c), flat_op, -1, 0});
   }
 
@@ -750,8 +752,8 @@ class Conductor {
 }  // namespace
 
 Result<StepResult> conduct(const StepProgram& program, const ClusterSpec& cluster, const CostModel& cost,
-                           const StepOptions& options, const Fold& fold) {
-  return Conductor(program, cluster, cost, options, fold).run();
+                           const StepOptions& options, const Fold& fold, const std::vector<double>& contention) {
+  return Conductor(program, cluster, cost, options, fold, contention).run();
 }
 
 }  // namespace trainyard

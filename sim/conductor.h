@@ -11,8 +11,9 @@
 
 namespace trainyard {
 
-/// Runs one step over the classes of `fold`. Once per process, as FlowNetwork is.
+/// Runs one step over the classes of `fold`. Once per process, as FlowNetwork is. `contention`: by class, how many
+/// times as long its kernels take for the collectives beside them; empty: 1.
 Result<StepResult> conduct(const StepProgram& program, const ClusterSpec& cluster, const CostModel& cost,
-                           const StepOptions& options, const Fold& fold);
+                           const StepOptions& options, const Fold& fold, const std::vector<double>& contention = {});
 
 }  // namespace trainyard

@@ -1,7 +1,9 @@
 #include "sim/step_simulator.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
@@ -24,8 +26,11 @@ const char* to_string(StepPart part) {
   return kNames[static_cast<int>(part)];
 }
 
-Result<StepResult> simulate_step_here(const StepProgram& program, const ClusterSpec& cluster, const CostModel& cost,
-                                      const StepOptions& options) {
+namespace {
+
+/// In the calling process, which must not have used SimGrid before.
+Result<StepResult> simulate_here(const StepProgram& program, const ClusterSpec& cluster, const CostModel& cost,
+                                 const StepOptions& options, const std::vector<double>& contention) {
   const auto started = std::chrono::steady_clock::now();
   const auto seconds = [&] {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
@@ -34,7 +39,7 @@ Result<StepResult> simulate_step_here(const StepProgram& program, const ClusterS
                           options.spares_among);
   const Fold folded = fold(program.plan, platform, options.degradations, options.unfold);
   const double fold_wall_s = seconds();
-  Result<StepResult> result = conduct(program, cluster, cost, options, folded);
+  Result<StepResult> result = conduct(program, cluster, cost, options, folded, contention);
   if (!result) return result;
   StepResult step = std::move(result).value();
   step.fold_wall_s = fold_wall_s;
@@ -42,7 +47,21 @@ Result<StepResult> simulate_step_here(const StepProgram& program, const ClusterS
   return step;
 }
 
-namespace {
+/// By class, how many times as long kernels take when `slowdown` of the time of collectives beside them is lost.
+std::vector<double> contention_in(const StepResult& step, double slowdown) {
+  constexpr Stream kStreams[] = {Stream::Tp, Stream::Cp, Stream::Ep, Stream::Dp};
+  constexpr StepPart kExposed[] = {StepPart::ExposedTp, StepPart::ExposedCp, StepPart::ExposedEp, StepPart::ExposedDp};
+  std::vector<double> out;
+  for (const StepClass& its : step.classes) {
+    double beside_s = 0;
+    for (std::size_t i = 0; i < std::size(kStreams); ++i)
+      beside_s += its.busy_s[static_cast<std::size_t>(kStreams[i])] - its.part_s[static_cast<std::size_t>(kExposed[i])];
+    const double kernels_s = its.busy_s[static_cast<std::size_t>(Stream::Compute)];
+    const double share = kernels_s > 0 ? std::clamp(beside_s / kernels_s, 0.0, 1.0) : 0;
+    out.push_back(1 + slowdown * share);
+  }
+  return out;
+}
 
 // Plain memory: the child is a fork of this very process.
 template <class T>
@@ -165,15 +184,32 @@ std::optional<StepResult> step_result_from(const std::vector<std::uint8_t>& byte
   return step;
 }
 
-Result<StepResult> simulate_step(const StepProgram& program, const ClusterSpec& cluster, const CostModel& cost,
-                                 const StepOptions& options) {
+namespace {
+
+Result<StepResult> simulate_in_child(const StepProgram& program, const ClusterSpec& cluster, const CostModel& cost,
+                                     const StepOptions& options, const std::vector<double>& contention) {
   Bytes bytes;
   ChildWork work;
-  work.work = [&](std::size_t, const Ask&) { return answer(simulate_step_here(program, cluster, cost, options)); };
+  work.work = [&](std::size_t, const Ask&) {
+    return answer(simulate_here(program, cluster, cost, options, contention));
+  };
   work.on_result = [&](std::size_t, const Bytes& result) { bytes = result; };
   work.on_wait = options.on_wait;
   if (const Problems problems = in_children(work); !problems.empty()) return problems;
   return result_from(std::move(bytes));
+}
+
+}  // namespace
+
+Result<StepResult> simulate_step(const StepProgram& program, const ClusterSpec& cluster, const CostModel& cost,
+                                 const StepOptions& options) {
+  const double slowdown = cost.stack().overlap_slowdown;
+  if (slowdown == 0) return simulate_in_child(program, cluster, cost, options, {});
+  StepOptions first = options;
+  first.timeline = false;
+  const Result<StepResult> alone = simulate_in_child(program, cluster, cost, first, {});
+  if (!alone || !alone.value().communicator_error.empty()) return alone;
+  return simulate_in_child(program, cluster, cost, options, contention_in(alone.value(), slowdown));
 }
 
 }  // namespace trainyard

@@ -94,12 +94,9 @@ std::vector<std::uint8_t> to_bytes(const StepResult& step);
 std::optional<StepResult> step_result_from(const std::vector<std::uint8_t>& bytes);
 
 /// Simulates one step in a forked child (SimGrid allows one simulation per process). A deadlock is a problem that names
-/// the ops that wait.
+/// the ops that wait. Where the stack says that collectives slow the kernels beside them, twice: first without, to
+/// see how much of the collectives' time lies beside kernels, then with kernels longer by the stack's share of that.
 Result<StepResult> simulate_step(const StepProgram& program, const ClusterSpec& cluster, const CostModel& cost,
                                  const StepOptions& options = {});
-
-/// The same in the calling process, which must not have used SimGrid before.
-Result<StepResult> simulate_step_here(const StepProgram& program, const ClusterSpec& cluster, const CostModel& cost,
-                                      const StepOptions& options = {});
 
 }  // namespace trainyard

@@ -48,6 +48,8 @@ CostModel::CostModel(HardwareProfile hardware, StackProfile stack, Precision pre
 
 CostModel::CostModel(HardwareProfile hardware, StackProfile stack, const ParallelPlan& plan)
     : CostModel(std::move(hardware), std::move(stack), plan.precision) {
+  // The expected largest of n draws of a normal distribution is about sqrt(2 ln n) deviations above their mean.
+  slowest_rank_ = 1 + stack_.jitter * std::sqrt(2 * std::log(static_cast<double>(plan.ranks())));
   if (!hardware_.of_processors()) return;
   const OpRates* rates = hardware_.rates_for(plan);
   TY_CHECK(rates != nullptr, "who makes a cost model has seen that the profile has rates for the plan");
@@ -86,23 +88,70 @@ double CostModel::gemm_seconds(double m, double n, double k) const {
     const double flops_per_wave = 2 * tile.m * tile.n * (k + gemm.prologue_k) * hardware_.sms;
     compute = std::min(compute, quantised * flops_per_wave / (peak_flops() * gemm.efficiency * tile.relative));
   }
+  // Tensor cores read rows of 16 bytes at a time (NVIDIA's matrix multiplication guide).
+  const bool aligned = std::fmod(n, 8) == 0 && std::fmod(k, 8) == 0;
+  if (!aligned && precision_ == Precision::Bf16 && hardware_.peak_vector_flops > 0)
+    compute = std::max(compute, 2 * m * n * k / (hardware_.peak_vector_flops * gemm.efficiency));
   const double element = precision_ == Precision::Bf16 ? 2 : 4;
   const double memory = element * (m * k + n * k + m * n) / (hardware_.memory_bytes_per_s * gemm.memory_efficiency);
   return hardware_.kernel_floor_s + std::max(compute / stack_.sustained_clock, memory);
+}
+
+// Between two head sizes by their logarithm, beyond the measured ones as at the nearest.
+double CostModel::attention_efficiency(const std::string& kernel, std::int64_t head_dim, double length) const {
+  const AttentionCurve *below = nullptr, *above = nullptr;
+  for (const AttentionCurve& curve : hardware_.attention) {
+    if (curve.kernel != kernel) continue;
+    if (curve.head_dim <= head_dim && (below == nullptr || curve.head_dim > below->head_dim)) below = &curve;
+    if (curve.head_dim >= head_dim && (above == nullptr || curve.head_dim < above->head_dim)) above = &curve;
+  }
+  if (below == nullptr) below = above;
+  if (above == nullptr) above = below;
+  double share = 0;
+  if (above->head_dim > below->head_dim)
+    share = std::log2(static_cast<double>(head_dim) / static_cast<double>(below->head_dim)) /
+            std::log2(static_cast<double>(above->head_dim) / static_cast<double>(below->head_dim));
+  return (1 - share) * at(below->forward, length, false) + share * at(above->forward, length, false);
 }
 
 double CostModel::attention_seconds(const Op& op, double efficiency_ratio) const {
   // attr.m rows of this rank's queries; each context rank has an even share of the causal work of the whole sequence.
   const double length =
       static_cast<double>(op.attr.m) / static_cast<double>(op.attr.batch) * static_cast<double>(op.attr.cp);
-  const double efficiency =
-      at(hardware_.attention_forward, length, false) * stack_.attention_relative * efficiency_ratio;
+  double measured = 0;
+  for (const AttentionCurve& curve : hardware_.attention) {
+    if (stack_.attention == curve.kernel || stack_.attention == "fastest")
+      measured = std::max(measured, attention_efficiency(curve.kernel, op.attr.head_dim, length));
+  }
+  TY_CHECK(measured > 0, "who makes a cost model has seen that the hardware has the kernel");
+  const double efficiency = measured * stack_.attention_relative * efficiency_ratio;
   return hardware_.kernel_floor_s + op.flops / (peak_flops() * efficiency * stack_.sustained_clock);
 }
 
+// Batched products that know nothing of the mask, and passes over the scores between them: scale, mask and softmax
+// are one, dropout is another. Backward: four products, and the softmax's gradient reads two of what it writes one of.
+double CostModel::materialised_attention_seconds(const Op& op, bool backward) const {
+  const auto batch = static_cast<double>(op.attr.batch), heads = static_cast<double>(op.attr.heads);
+  const double rows = static_cast<double>(op.attr.m) / batch, length = rows * static_cast<double>(op.attr.cp);
+  const auto head_dim = static_cast<double>(op.attr.head_dim);
+  const double groups = batch * heads, scores = groups * rows * length;
+  const double element = precision_ == Precision::Bf16 ? 2 : 4;
+  const double dropout = stack_.attention_dropout ? 2 * element + 1 : 0;
+  const double passes = scores * ((backward ? 3 : 2) * element + dropout);
+  const double products =
+      grouped_gemm_seconds(groups, rows, length, head_dim) + grouped_gemm_seconds(groups, rows, head_dim, length);
+  return (backward ? 2 : 1) * products + hardware_.kernel_floor_s +
+         passes / (hardware_.memory_bytes_per_s * hardware_.memory_efficiency);
+}
+
+// One launch: the products' tiles follow one another, and only one floor is paid.
+double CostModel::grouped_gemm_seconds(double groups, double m, double n, double k) const {
+  return hardware_.kernel_floor_s + groups * (gemm_seconds(m, n, k) - hardware_.kernel_floor_s);
+}
+
 double CostModel::memory_bound_seconds(const Op& op) const {
-  return hardware_.kernel_floor_s +
-         (op.bytes_read + op.bytes_written) / (hardware_.memory_bytes_per_s * hardware_.memory_efficiency);
+  return hardware_.kernel_floor_s + stack_.memory_traffic * (op.bytes_read + op.bytes_written) /
+                                        (hardware_.memory_bytes_per_s * hardware_.memory_efficiency);
 }
 
 double CostModel::processor_seconds(const Op& op) const {
@@ -117,22 +166,25 @@ double CostModel::processor_seconds(const Op& op) const {
 double CostModel::op_seconds(const Op& op) const {
   TY_CHECK(!is_communication(op.kind), "communication is costed by its group");
   if (!rates_.empty()) return processor_seconds(op);
+  return slowest_rank_ * kernel_seconds(op);
+}
+
+double CostModel::kernel_seconds(const Op& op) const {
   const auto m = static_cast<double>(op.attr.m), n = static_cast<double>(op.attr.n), k = static_cast<double>(op.attr.k);
   const auto groups = static_cast<double>(std::max<std::int64_t>(op.attr.local_experts, 1));
   switch (op.kind) {
     case OpKind::Join: return 0;
     case OpKind::HostSync: return stack_.host_sync_s;
     case OpKind::Matmul: return stack_.kernel_gap_s + gemm_seconds(m, n, k);
-    // One launch works through all experts: their tiles follow one another, and only one floor is paid.
-    case OpKind::GroupedMatmul:
-      return stack_.kernel_gap_s + hardware_.kernel_floor_s +
-             groups * (gemm_seconds(m / groups, n, k) - hardware_.kernel_floor_s);
-    case OpKind::GroupedMatmulWgrad:
-      return stack_.kernel_gap_s + hardware_.kernel_floor_s +
-             groups * (gemm_seconds(n, k, m / groups) - hardware_.kernel_floor_s);
-    case OpKind::Attention: return stack_.kernel_gap_s + attention_seconds(op, 1);
-    case OpKind::AttentionGrad:
-      return stack_.kernel_gap_s + attention_seconds(op, hardware_.attention_backward_efficiency_ratio);
+    // By expert.
+    case OpKind::GroupedMatmul: return stack_.kernel_gap_s + grouped_gemm_seconds(groups, m / groups, n, k);
+    case OpKind::GroupedMatmulWgrad: return stack_.kernel_gap_s + grouped_gemm_seconds(groups, n, k, m / groups);
+    case OpKind::Attention:
+    case OpKind::AttentionGrad: {
+      const bool backward = op.kind == OpKind::AttentionGrad;
+      if (stack_.attention == "materialised") return stack_.kernel_gap_s + materialised_attention_seconds(op, backward);
+      return stack_.kernel_gap_s + attention_seconds(op, backward ? hardware_.attention_backward_efficiency_ratio : 1);
+    }
     default: return stack_.kernel_gap_s + memory_bound_seconds(op);
   }
 }
@@ -142,7 +194,8 @@ double CostModel::nvlink_collective_seconds(Collective kind, std::int64_t ranks,
   const auto& curves = hardware_.nvlink[static_cast<std::size_t>(kind)];
   // The measured number of ranks next above; a group between two of them costs at most that.
   for (const LinkCurve& curve : curves) {
-    if (curve.ranks >= ranks || &curve == &curves.back()) return at(curve.seconds, payload_bytes, true);
+    if (curve.ranks >= ranks || &curve == &curves.back())
+      return at(curve.seconds, payload_bytes, true) / stack_.collectives_relative;
   }
   TY_CHECK(false, "a profile has curves for every collective");
 }

@@ -29,6 +29,13 @@ enum class Collective : std::uint8_t { AllReduce, AllGather, ReduceScatter, AllT
 inline constexpr std::size_t kCollectiveCount = 4;
 const char* to_string(Collective kind);
 
+/// A fused attention kernel on heads of one size: share of peak by sequence length, causal pairs counted once.
+struct AttentionCurve {
+  std::string kernel;
+  std::int64_t head_dim = 0;
+  Curve forward;
+};
+
 /// Parameters of the GEMM model: see gemm_seconds.
 struct GemmModel {
   double efficiency = 0;         // of peak, for the best tile, long k and full waves
@@ -56,12 +63,13 @@ struct OpRates {
 struct HardwareProfile {
   std::string name;
   double peak_bf16_flops = 0, peak_f32_flops = 0;
+  double peak_vector_flops = 0;  // 16-bit, without tensor cores: of products whose rows are not aligned. 0: unknown
   double sms = 0;
   double memory_bytes = 0, memory_bytes_per_s = 0;
   double memory_efficiency = 0;  // of memory bandwidth, for large memory-bound kernels
   double kernel_floor_s = 0;     // the smallest kernel
   GemmModel gemm;
-  Curve attention_forward;  // share of peak by sequence length: head size 128, causal pairs counted once
+  std::vector<AttentionCurve> attention;
   double attention_backward_efficiency_ratio = 1;
   std::array<std::vector<LinkCurve>, kCollectiveCount> nvlink;
   double nvlink_p2p_bytes_per_s = 0, nvlink_p2p_latency_s = 0;
@@ -81,10 +89,17 @@ struct StackProfile {
   std::vector<std::string> hardware;
   /// Parts of the names under which published runs know it.
   std::vector<std::string> frameworks;
-  double sustained_clock = 1;     // GEMM and attention speed under training load over the isolated kernel's
-  double attention_relative = 1;  // this stack's attention kernel over the profile's
-  double kernel_gap_s = 0;        // between two kernels of one stream
-  double host_sync_s = 0;         // the device idles while the host reads a value and launches on
+  /// The attention kernel: one of the hardware's, "fastest", or "materialised", which writes out the scores.
+  std::string attention = "fastest";
+  bool attention_dropout = false;  // where scores are materialised, dropout is two more passes over them
+  double sustained_clock = 1;      // GEMM and attention speed under training load over the isolated kernel's
+  double attention_relative = 1;   // this stack's attention kernel over the profile's
+  double memory_traffic = 1;    // bytes that memory-bound kernels move over those of the program's ops, which are fused
+  double overlap_slowdown = 0;  // what share of its duration a collective beside it costs compute: SMs and bandwidth
+  double collectives_relative = 1;  // rates of this stack's collectives over the profile's, NVLink's and NICs'
+  double jitter = 0;                // spread of kernels' times over ranks, as a share: the slowest is waited for
+  double kernel_gap_s = 0;          // between two kernels of one stream
+  double host_sync_s = 0;           // the device idles while the host reads a value and launches on
   // Resident beside the arena.
   double context_bytes = 0, communicator_bytes = 0;
   double allocator_reserve = 0;  // share of the arena lost to fragmentation
@@ -120,7 +135,7 @@ class CostModel {
   [[nodiscard]] double fabric_p2p_latency_s() const { return hardware_.nic_latency_s; }
   /// Payload rate of a NIC of this line rate.
   [[nodiscard]] double nic_payload_rate(double nic_bytes_per_s) const {
-    return hardware_.nic_efficiency * nic_bytes_per_s;
+    return hardware_.nic_efficiency * stack_.collectives_relative * nic_bytes_per_s;
   }
 
   /// What a rank of this stage holds at most: its arena, and what the process has beside and around it.
@@ -131,7 +146,11 @@ class CostModel {
   [[nodiscard]] double peak_flops() const;
 
  private:
+  [[nodiscard]] double kernel_seconds(const Op& op) const;
+  [[nodiscard]] double attention_efficiency(const std::string& kernel, std::int64_t head_dim, double length) const;
   [[nodiscard]] double attention_seconds(const Op& op, double efficiency_ratio) const;
+  [[nodiscard]] double materialised_attention_seconds(const Op& op, bool backward) const;
+  [[nodiscard]] double grouped_gemm_seconds(double groups, double m, double n, double k) const;
   [[nodiscard]] double memory_bound_seconds(const Op& op) const;
   [[nodiscard]] double processor_seconds(const Op& op) const;
   [[nodiscard]] double workspace_bytes(const StepProgram& program, const StageProgram& stage) const;
@@ -140,6 +159,7 @@ class CostModel {
   StackProfile stack_;
   Precision precision_;
   std::map<OpKind, OpRate> rates_;  // of processors
+  double slowest_rank_ = 1;         // times over the mean of all ranks
 };
 
 /// The collective that an op performs. Only for communication kinds with a group.

@@ -54,6 +54,7 @@ void read_node_constants(ObjectReader& from, HardwareProfile& profile) {
 
 void read_gpu_constants(ObjectReader& from, HardwareProfile& profile) {
   constant(from, "sms", profile.sms, {1, 10000});
+  if (from.has("peak_vector_flops")) constant(from, "peak_vector_flops", profile.peak_vector_flops, kPositive);
   constant(from, "memory_bytes_per_s", profile.memory_bytes_per_s, kPositive);
   constant(from, "memory_efficiency", profile.memory_efficiency, kShare);
   constant(from, "kernel_floor_s", profile.kernel_floor_s, {0, 1});
@@ -113,6 +114,20 @@ void read_nvlink(ObjectReader& from, HardwareProfile& profile) {
   }
 }
 
+void read_attention(ObjectReader& from, HardwareProfile& profile) {
+  std::string text;
+  from.text("unit", text).text("date", text).require({"kernels"});
+  from.objects("kernels", [&](ObjectReader& entry) {
+    AttentionCurve its;
+    entry.require({"kernel", "head_dim", "source"});
+    entry.text("kernel", its.kernel).integer("head_dim", its.head_dim, {1, 4096}).text("source", text);
+    curve(entry, "log2_length", "forward", its.forward);
+    profile.attention.push_back(its);
+  });
+  if (profile.attention.empty())
+    from.problem("kernels", "must have one at least", "run scenarios/profiles/fit.py again");
+}
+
 template <class Profile>
 Result<Profile> load(const std::string& file, void (*read)(ObjectReader&, Profile&)) {
   const Result<json> text = read_json_file(file);
@@ -141,13 +156,9 @@ Result<HardwareProfile> load_hardware_profile(const std::string& file) {
     if (from.has("op_rates")) {
       from.objects("op_rates", [&](ObjectReader& entry) { profile.op_rates.push_back(read_rates(entry)); });
     } else {
-      from.require({"attention_forward"});
+      from.require({"attention"});
     }
-    from.object("attention_forward", [&](ObjectReader& entry) {
-      std::string text;
-      entry.text("unit", text).text("source", text).text("date", text);
-      curve(entry, "log2_length", "efficiency", profile.attention_forward);
-    });
+    from.object("attention", [&](ObjectReader& attention) { read_attention(attention, profile); });
     from.object("nvlink", [&](ObjectReader& entry) { read_nvlink(entry, profile); });
     from.take("residuals");  // for readers: what fit.py measured
   });
@@ -158,14 +169,29 @@ Result<StackProfile> load_stack_profile(const std::string& file) {
     from.object("constants", [&](ObjectReader& constants) {
       constant(constants, "sustained_clock", profile.sustained_clock, {0.1, 1});
       constant(constants, "attention_relative", profile.attention_relative, {0.1, 2});
+      const auto if_known = [&](const char* key, double& out, NumberRange range) {
+        if (constants.has(key)) constant(constants, key, out, range);
+      };
+      if_known("memory_traffic", profile.memory_traffic, {0.5, 10});
+      if_known("overlap_slowdown", profile.overlap_slowdown, {0, 1});
+      if_known("collectives_relative", profile.collectives_relative, {0.01, 2});
+      if_known("jitter", profile.jitter, {0, 0.2});
       constant(constants, "kernel_gap_s", profile.kernel_gap_s, {0, 1});
       constant(constants, "host_sync_s", profile.host_sync_s, {0, 1});
       constant(constants, "context_bytes", profile.context_bytes, {0, 1e12});
       constant(constants, "communicator_bytes", profile.communicator_bytes, {0, 1e12});
       constant(constants, "allocator_reserve", profile.allocator_reserve, {0, 1});
     });
+    from.object("attention", [&](ObjectReader& attention) {
+      std::string text;
+      attention.require({"kernel", "source", "date"});
+      attention.text("kernel", profile.attention)
+          .boolean("dropout", profile.attention_dropout)
+          .text("source", text)
+          .text("date", text);
+    });
     from.texts("hardware", profile.hardware).texts("frameworks", profile.frameworks);
-    from.take("residuals");  // for readers: what fit_stack.py measured
+    from.take("residuals");  // for readers: what fit_stacks.py measured
   });
 }
 

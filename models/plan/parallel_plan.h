@@ -92,6 +92,8 @@ struct ParallelPlan {
 
   RecomputeMode recompute = RecomputeMode::None;
   RecomputeModules recompute_modules;
+  /// Of each stage-chunk the first so many layers are recomputed; 0: all.
+  std::int64_t recompute_layers = 0;
   Precision precision = Precision::Bf16;
   /// Gradients are accumulated and reduced in float32; off: in the parameters' type.
   bool fp32_gradients = true;

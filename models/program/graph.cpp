@@ -33,6 +33,7 @@ bool kept(const Graph& graph, const ParallelPlan& plan, ValueId id) {
   // Gathered copies are gathered again, as Megatron does: keeping them would undo the sharding.
   if (node.op.kind == OpKind::AllGather && value.differentiable) return false;
   if (node.layer < 0 || value.layer_boundary) return true;
+  if (plan.recompute_layers > 0 && node.layer >= plan.recompute_layers) return true;
   switch (plan.recompute) {
     case RecomputeMode::None: return true;
     case RecomputeMode::Full: return false;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <regex>
 #include <utility>
 
@@ -19,15 +20,19 @@ constexpr double kBytesPerGbit = 1e9 / 8;
 
 struct Hardware {
   const char* gpu;
+  std::int64_t memory_gb;  // 0: any
   const char* profile;
   double nic_bytes_per_s;  // of the vendor's own node: 8 of them
 };
-constexpr std::array kHardware{Hardware{"A100", "a100-sxm", 200 * kBytesPerGbit},
-                               Hardware{"H100", "h100-sxm", 400 * kBytesPerGbit},
-                               Hardware{"H200", "h200-sxm", 400 * kBytesPerGbit}};
+constexpr std::array kHardware{
+    Hardware{"A100", 40, "a100-sxm-40gb", 200 * kBytesPerGbit}, Hardware{"A100", 0, "a100-sxm", 200 * kBytesPerGbit},
+    Hardware{"H100", 0, "h100-sxm", 400 * kBytesPerGbit}, Hardware{"H200", 0, "h200-sxm", 400 * kBytesPerGbit}};
 
-const Hardware* hardware_of(const std::string& gpu) {
-  const auto its = std::find_if(kHardware.begin(), kHardware.end(), [&](const Hardware& h) { return gpu == h.gpu; });
+/// The first that fits.
+const Hardware* hardware_of(const std::string& gpu, std::int64_t memory_gb) {
+  const auto its = std::find_if(kHardware.begin(), kHardware.end(), [&](const Hardware& h) {
+    return gpu == h.gpu && (h.memory_gb == 0 || h.memory_gb == memory_gb);
+  });
   return its == kHardware.end() ? nullptr : its;
 }
 
@@ -65,7 +70,8 @@ class RunReader {
     if (precision == "fp16") assume("fp16 as bf16");
     const std::string mode = row_.text("training_mode");
     if (!mode.empty() && mode != "pretrain" && mode != "sft") return "training mode " + mode;
-    if (hardware_of(run_.gpu) == nullptr) return fmt::format("no profile of {}", run_.gpu);
+    hardware_ = hardware_of(run_.gpu, row_.integer("gpu_mem_gb").value_or(0));
+    if (hardware_ == nullptr) return fmt::format("no profile of {}", run_.gpu);
     return "";
   }
 
@@ -78,7 +84,7 @@ class RunReader {
   }
 
   std::string cluster() {
-    const Hardware& hardware = *hardware_of(run_.gpu);
+    const Hardware& hardware = *hardware_;
     const std::int64_t gpus = row_.integer("num_gpus").value_or(0);
     if (gpus <= 0) return "number of GPUs missing";
     ClusterSpec& cluster = run_.scenario.cluster;
@@ -126,7 +132,8 @@ class RunReader {
     plan_.virtual_stages = std::max<std::int64_t>(1, row_.integer("vp").value_or(1));
     if (plan_.virtual_stages > 1) plan_.schedule = PipelineSchedule::Interleaved;
     plan_.sequence_parallel = plan_.tp > 1 && row_.boolean("sequence_parallel").value_or(false);
-    if (const std::int64_t multiple = 128 * plan_.tp; model_.vocab_size % plan_.tp != 0) {
+    // As the frameworks do it.
+    if (const std::int64_t multiple = 128 * plan_.tp; model_.vocab_size % multiple != 0) {
       model_.vocab_size = (model_.vocab_size + multiple - 1) / multiple * multiple;
       assume(fmt::format("a vocabulary padded to {}", model_.vocab_size));
     }
@@ -154,6 +161,7 @@ class RunReader {
       plan_.recompute = RecomputeMode::Full;
       return "";
     }
+    if (how.rfind("selective (per-block", 0) == 0) return recompute_some_layers();
     plan_.recompute = RecomputeMode::Selective;
     if (how.rfind("selective (core", 0) == 0) return "";
     if (has(how, "gelu")) {
@@ -161,6 +169,18 @@ class RunReader {
       return "";
     }
     return "recompute: " + row_.text("recompute");
+  }
+
+  /// Hardware FLOPs over the model's tell how many: a layer that is recomputed costs four passes for three.
+  std::string recompute_some_layers() {
+    const std::optional<double> of_hardware = row_.number("hfu_pct"), of_model = row_.number("mfu_pct");
+    if (!of_hardware || !of_model || *of_model <= 0) return "recompute: of how many blocks is not said";
+    const double share = std::clamp(3 * (*of_hardware / *of_model - 1), 0.0, 1.0);
+    const auto a_chunk = static_cast<double>(model_.num_hidden_layers) / static_cast<double>(plan_.chunks());
+    plan_.recompute_layers = std::llround(share * a_chunk);
+    if (plan_.recompute_layers > 0) plan_.recompute = RecomputeMode::Full;
+    assume(fmt::format("{} layers of each stage recomputed, from HFU over MFU", plan_.recompute_layers));
+    return "";
   }
 
   std::string sharding() {
@@ -193,6 +213,7 @@ class RunReader {
 
   const RowReader& row_;
   PublishedRun run_;
+  const Hardware* hardware_ = nullptr;
   ModelSpec model_;
   ParallelPlan plan_;
   double batch_share_ = 1;

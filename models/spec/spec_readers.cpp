@@ -235,6 +235,7 @@ void read_plan(ObjectReader& from, ParallelPlan& plan) {
       .choice<RecomputeMode>(
           "recompute", plan.recompute,
           {{"none", RecomputeMode::None}, {"selective", RecomputeMode::Selective}, {"full", RecomputeMode::Full}})
+      .integer("recompute_layers", plan.recompute_layers, {0, 10000})
       .choice<Precision>("precision", plan.precision,
                          {{"bf16", Precision::Bf16}, {"f32", Precision::F32}, {"f64", Precision::F64}})
       .boolean("fp32_gradients", plan.fp32_gradients)
@@ -264,6 +265,9 @@ void read_plan(ObjectReader& from, ParallelPlan& plan) {
             .number("min_learning_rate", plan.optimizer.min_learning_rate, {0, 1e3});
       });
   read_recompute_modules(from, plan);
+  if (plan.recompute_layers > 0 && plan.recompute == RecomputeMode::None)
+    from.problem("recompute_layers", "means something only where something is recomputed",
+                 "remove it, or set \"recompute\"");
 }
 
 void read_training(ObjectReader& from, TrainingSpec& training) {

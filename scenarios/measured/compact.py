@@ -19,7 +19,7 @@ KEYS = """id source source_table source_url source_date framework confidence mod
 ffn_hidden gated_mlp vocab experts experts_topk moe_ffn_hidden shared_experts dense_layers attention_note seq_len gpu_type gpu_mem_gb
 num_gpus num_nodes interconnect tp pp vp cp ep dp zero_stage fsdp_shard_size sequence_parallel micro_batch global_batch_seqs
 grad_accum precision recompute training_mode iteration_time_s tokens_per_s_per_gpu derived_iteration_time_s iteration_time_s_p10
-iteration_time_s_p90 peak_mem_gb peak_mem_definition quality_flag notes""".split()
+iteration_time_s_p90 mfu_pct hfu_pct peak_mem_gb peak_mem_definition quality_flag notes""".split()
 
 
 def compact(rows):

@@ -23,15 +23,20 @@ AICONFIGURATOR = "NVIDIA aiconfigurator measured database"
 
 # What data sheets say; everything else is fitted below.
 GPUS = {
-    "a100-sxm": dict(key="a100_sxm", sms=108, peak_bf16=312e12, peak_f32=19.5e12, memory=80e9, bandwidth=2.039e12,
-                     prefill="attention_prefill_bfloat16_a100_sxm", nccl="a100_sxm__comm__nccl_2.27.3__nccl_perf",
+    "a100-sxm": dict(key="a100_sxm", vector=78e12, sms=108, peak_bf16=312e12, peak_f32=19.5e12, memory=80e9, bandwidth=2.039e12,
+                     prefill="attention_prefill_bfloat16_a100_sxm", kernel="fmha", figures="A100", nccl="a100_sxm__comm__nccl_2.27.3__nccl_perf",
                      sheet="NVIDIA A100 80GB SXM data sheet, 2021-06"),
-    "h100-sxm": dict(key="h100_sxm", sms=132, peak_bf16=989.4e12, peak_f32=66.9e12, memory=80e9, bandwidth=3.352e12,
-                     prefill="attention_prefill_bfloat16_fa3_h100_sxm", nccl="h100_sxm__comm__nccl_2.29.2__nccl_perf",
+    "h100-sxm": dict(key="h100_sxm", vector=133.8e12, sms=132, peak_bf16=989.4e12, peak_f32=66.9e12, memory=80e9, bandwidth=3.352e12,
+                     prefill="attention_prefill_bfloat16_fa3_h100_sxm", kernel="flash3", figures="H100", nccl="h100_sxm__comm__nccl_2.29.2__nccl_perf",
                      sheet="NVIDIA H100 SXM data sheet, 2023-03"),
-    "h200-sxm": dict(key="h200_sxm", sms=132, peak_bf16=989.4e12, peak_f32=66.9e12, memory=141e9, bandwidth=4.8e12,
-                     prefill="attention_prefill_bfloat16_fa3_h200_sxm", nccl="h200_sxm__comm__nccl_2.29.2__nccl_perf",
+    "h200-sxm": dict(key="h200_sxm", vector=133.8e12, sms=132, peak_bf16=989.4e12, peak_f32=66.9e12, memory=141e9, bandwidth=4.8e12,
+                     prefill="attention_prefill_bfloat16_fa3_h200_sxm", kernel="flash3", figures="H100", nccl="h200_sxm__comm__nccl_2.29.2__nccl_perf",
                      sheet="NVIDIA H200 SXM data sheet, 2023-11"),
+}
+
+# The same chip with other memory: measured shares of what their own data sheets say.
+VARIANTS = {
+    "a100-sxm-40gb": dict(like="a100-sxm", memory=40e9, bandwidth=1.555e12, sheet="NVIDIA A100 40GB SXM data sheet, 2020-05"),
 }
 
 # Output tiles that cuBLAS picks from, and the share of the best tile's throughput that each reaches (fitted, but for the first).
@@ -146,12 +151,12 @@ def fit_gemm(data, gpu):
     return p, dict(all=residuals, large=residuals_large)
 
 
-def fit_attention(data, gpu):
-    """Forward efficiency by sequence length: the median over rows that fill the GPU. Head size 128, causal."""
+def fit_attention(data, gpu, head_dim):
+    """Forward efficiency by sequence length: the median over rows that fill the GPU. Causal."""
     by_length, rows = {}, []
     for r in rows_of(data, gpu["prefill"]):
         b, s, h, d = int(r["batch_size"]), int(r["isl"]), int(r["num_heads"]), int(r["head_dim"])
-        if d != 128 or int(r["window_size"]) != 0 or s < 512 or b * h * s < 65536 or int(r.get("step") or 0) != 0:
+        if d != head_dim or int(r["window_size"]) != 0 or s < 512 or b * h * s < 65536 or int(r.get("step") or 0) != 0:
             continue
         flops = 4 * b * h * d * s * (s + 1) / 2
         seconds = float(r["latency_ms"]) * 1e-3
@@ -167,9 +172,37 @@ def fit_attention(data, gpu):
         lo = max([c for c in curve if c[0] <= x], default=curve[0])
         hi = min([c for c in curve if c[0] >= x], default=curve[-1])
         e = lo[1] if hi[0] == lo[0] else lo[1] + (hi[1] - lo[1]) * (x - lo[0]) / (hi[0] - lo[0])
-        return 4 * b * h * 128 * s * (s + 1) / 2 / (gpu["peak_bf16"] * e)
+        return 4 * b * h * head_dim * s * (s + 1) / 2 / (gpu["peak_bf16"] * e)
 
-    return curve, report("attention forward", predict, rows)
+    return curve, report(f"attention forward, heads of {head_dim}", predict, rows)
+
+
+def attention_kernels(data, gpu, published, ratio):
+    """Curves of every kernel that was measured on this GPU: those of the table first, then those of published figures."""
+    out, residuals = [], {}
+
+    def add(kernel, head_dim, source, curve):
+        out.append(dict(kernel=kernel, head_dim=head_dim, source=source, log2_length=[round(x, 4) for x, _ in curve],
+                        forward=[round(e, 4) for _, e in curve]))
+
+    sizes = sorted({int(r["head_dim"]) for r in rows_of(data, gpu["prefill"])})
+    for head_dim in sizes:
+        curve, residual = fit_attention(data, gpu, head_dim)
+        add(gpu["kernel"], head_dim, f"{AICONFIGURATOR}, medians by fit.py", curve)
+        residuals[f"head_dim_{head_dim}"] = residual
+    figures = {}
+    for r in published:
+        if r.get("op") == "flash_attention" and r.get("causal") and r["gpu_type"] == gpu["figures"]:
+            figures.setdefault((r["library"].split(" ")[0], r["direction"], r["head_dim"]), {})[r["seq_len"]] = r["tflops"]
+    for (library, direction, head_dim), points in sorted(figures.items()):
+        kernel = {"FA2": "flash2", "cuDNN": "cudnn"}.get(library)
+        if kernel is None or (kernel == "flash2") != (direction == "fwd+bwd"):
+            continue
+        # Of forward and backward together, 1 and 2.5 times the products, the forward's part.
+        forward = (1 + 2.5 / ratio) / 3.5 if direction == "fwd+bwd" else 1
+        add(kernel, head_dim, "FlashAttention-2 and -3 figures, causal",
+            [(math.log2(s), t * 1e12 * forward / gpu["peak_bf16"]) for s, t in sorted(points.items())])
+    return out, residuals
 
 
 def fit_backward(published):
@@ -247,11 +280,20 @@ def constant(value, unit, source, date=DATE):
     return dict(value=float(f"{value:.6g}"), unit=unit, source=source, date=date)
 
 
+def variant(name, text, changes):
+    out = json.loads(text)
+    out["name"] = name
+    out["constants"]["memory_bytes"] = constant(changes["memory"], "bytes", changes["sheet"])
+    out["constants"]["memory_bytes_per_s"] = constant(changes["bandwidth"], "bytes/s", changes["sheet"])
+    del out["residuals"]
+    return json.dumps(out, indent=2) + "\n"
+
+
 def profile(name, gpu, data, published):
     print(name)
     gemm, gemm_residuals = fit_gemm(data, gpu)
-    curve, attention_residuals = fit_attention(data, gpu)
     ratio, ratio_rows = fit_backward(published)
+    kernels, attention_residuals = attention_kernels(data, gpu, published, ratio)
     memory_efficiency = fit_memory(data, gpu)
     links, link_residuals = fit_links(data, gpu)
     fitted = f"{AICONFIGURATOR}, fitted by fit.py"
@@ -261,6 +303,7 @@ def profile(name, gpu, data, published):
         "constants": {
             "peak_bf16_flops": constant(gpu["peak_bf16"], "FLOP/s", gpu["sheet"]),
             "peak_f32_flops": constant(gpu["peak_f32"], "FLOP/s", gpu["sheet"]),
+            "peak_vector_flops": constant(gpu["vector"], "FLOP/s", gpu["sheet"] + ", FP16 without tensor cores"),
             "memory_bytes": constant(gpu["memory"], "bytes", gpu["sheet"]),
             "memory_bytes_per_s": constant(gpu["bandwidth"], "bytes/s", gpu["sheet"]),
             "memory_efficiency": constant(memory_efficiency, "1", fitted),
@@ -279,15 +322,9 @@ def profile(name, gpu, data, published):
             "nic_latency_s": constant(20e-6, "s", "NCCL 2.30 tuning.cc: 14 us net latency of the Simple protocol + 2x3 us net overhead"),
             "nic_efficiency": constant(0.92, "1", "published large all-reduces over 8x400G NDR reach 360-370 of 400 GB/s"),
         },
-        "attention_forward": {
-            "unit": "share of peak bf16 FLOP/s, causal pairs counted once",
-            "source": f"{AICONFIGURATOR}, medians by fit.py",
-            "date": DATE,
-            "log2_length": [round(x, 4) for x, _ in curve],
-            "efficiency": [round(e, 4) for _, e in curve],
-        },
+        "attention": {"unit": "share of peak bf16 FLOP/s in the forward pass, causal pairs counted once", "date": DATE, "kernels": kernels},
         "nvlink": {"unit": "s by log2(bytes of the larger buffer)", "source": f"{AICONFIGURATOR}, {gpu['nccl']}, fitted by fit.py", "date": DATE, **links},
-        "residuals": {"gemm": gemm_residuals, "attention_forward": attention_residuals, "nvlink": link_residuals},
+        "residuals": {"gemm": gemm_residuals, "attention": attention_residuals, "nvlink": link_residuals},
     }
     return json.dumps(out, indent=2) + "\n"
 
@@ -300,8 +337,9 @@ def main():
     with gzip.open(arguments.data / "published" / "collectives_kernels.json.gz", "rt") as file:
         published = json.load(file)
     changed = []
-    for name, gpu in GPUS.items():
-        text = profile(name, gpu, arguments.data, published)
+    texts = {name: profile(name, gpu, arguments.data, published) for name, gpu in GPUS.items()}
+    texts.update({name: variant(name, texts[changes["like"]], changes) for name, changes in VARIANTS.items()})
+    for name, text in texts.items():
         path = HERE / f"{name}.json"
         if not path.exists() or path.read_text() != text:
             changed.append(path.name)

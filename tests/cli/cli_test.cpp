@@ -342,8 +342,8 @@ TEST_CASE("exit codes say what went wrong, and messages where", "[cli]") {
   const Outcome hardware = with(R"(, "hardware": "b200")", "");
   CHECK(hardware.code == 2);
   CHECK(contains(hardware.err, "x.json: $.cluster.hardware = \"b200\": there is no such profile"));
-  CHECK(contains(hardware.err, "a100-sxm, h100-sxm, h200-sxm"));
-  CHECK(contains(with("", R"(, "stack": "nemo")").err, "default, localhost, megatron-core, torch"));
+  CHECK(contains(hardware.err, "a100-sxm, a100-sxm-40gb, h100-sxm, h200-sxm"));
+  CHECK(contains(with("", R"(, "stack": "nemo")").err, "default, localhost, megatron-2021, megatron-core, "));
   CHECK(contains(with(R"(, "hardware": "a100-sxm")", R"(, "stack": "torch")").err,
                  "measured on h100-sxm, h200-sxm only"));
   CHECK(with(R"(, "name": "red \u001b[31m")", "").code == 2);

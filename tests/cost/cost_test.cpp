@@ -1,6 +1,7 @@
 // The cost model: shipped profiles load, predictions meet measurements, and more work never takes less time.
 #include <catch2/catch.hpp>
 
+#include <algorithm>
 #include <cmath>
 
 #include "models/base/random.h"
@@ -21,9 +22,10 @@ CostModel model_of(const std::string& gpu) {
 }  // namespace
 
 TEST_CASE("every shipped profile loads", "[cost]") {
-  for (const char* gpu : {"a100-sxm", "h100-sxm", "h200-sxm", "localhost"})
+  for (const char* gpu : {"a100-sxm", "a100-sxm-40gb", "h100-sxm", "h200-sxm", "localhost"})
     CHECK(load_hardware_profile(kProfiles + gpu + ".json").ok());
-  for (const char* stack : {"default", "megatron-core", "localhost"})
+  for (const char* stack : {"default", "megatron-core", "megatron-2021", "megatron-deepspeed", "zero3-2021", "torch",
+                            "torch-a100", "composer", "composer-amp", "localhost"})
     CHECK(load_stack_profile(kProfiles + "stack-" + stack + ".json").ok());
 }
 
@@ -55,7 +57,7 @@ TEST_CASE("no kernel beats its roofline, and more work never takes less time", "
     const CostModel cost = model_of(gpu);
     const HardwareProfile& hardware = cost.hardware();
     for (int i = 0; i < 2000; ++i) {
-      const auto size = [&] { return std::floor(std::exp2(5 + 11 * random.uniform())); };
+      const auto size = [&] { return 8 * std::floor(std::exp2(2 + 11 * random.uniform())); };  // aligned
       const double m = size(), n = size(), k = size();
       const double seconds = cost.gemm_seconds(m, n, k);
       CHECK(2 * m * n * k / seconds <= hardware.peak_bf16_flops);
@@ -69,6 +71,53 @@ TEST_CASE("no kernel beats its roofline, and more work never takes less time", "
       }
     }
   }
+}
+
+TEST_CASE("rows that are no multiple of 16 bytes go without tensor cores", "[cost]") {
+  const CostModel a100 = model_of("a100-sxm");
+  CHECK(a100.gemm_seconds(8192, 8192, 8192 + 4) > 2.5 * a100.gemm_seconds(8192, 8192, 8192));
+  CHECK(a100.gemm_seconds(8192, 8192 + 8, 8192) < 1.1 * a100.gemm_seconds(8192, 8192, 8192));
+}
+
+TEST_CASE("attention takes what its kernel takes, and materialised scores take more", "[cost]") {
+  const HardwareProfile hardware = load_hardware_profile(kProfiles + "h100-sxm.json").value();
+  Op op;
+  op.kind = OpKind::Attention;
+  op.attr.batch = 4;
+  op.attr.heads = op.attr.kv_heads = 32;
+  op.attr.head_dim = 128;
+  op.attr.m = 4 * 8192;
+  op.flops = 4.0 * 4 * 32 * 128 * 8192 * 8193 / 2;
+  const auto seconds = [&](const char* kernel, bool dropout = false) {
+    StackProfile stack;
+    stack.attention = kernel;
+    stack.attention_dropout = dropout;
+    return CostModel(hardware, stack).op_seconds(op);
+  };
+  // FlashAttention-3's paper, forward, causal, heads of 128 at 8k: 333 TFLOP/s for FlashAttention-2, 529 for cuDNN.
+  CHECK(op.flops / seconds("cudnn") == Approx(529e12).epsilon(0.02));
+  CHECK(op.flops / seconds("flash2") == Approx(333e12).epsilon(0.1));
+  CHECK(seconds("fastest") <= std::min({seconds("cudnn"), seconds("flash2"), seconds("flash3")}));
+  CHECK(seconds("materialised") > 2 * seconds("flash2"));
+  CHECK(seconds("materialised", true) > seconds("materialised"));
+  const double of_128 = seconds("flash3");
+  op.attr.head_dim = 96;
+  op.flops *= 96.0 / 128;
+  CHECK(seconds("flash3") < of_128);
+  CHECK(seconds("flash3") > of_128 * 96 / 128);  // smaller heads are less efficient
+}
+
+TEST_CASE("the slowest of many ranks is slower than the mean", "[cost]") {
+  const HardwareProfile hardware = load_hardware_profile(kProfiles + "h100-sxm.json").value();
+  StackProfile stack;
+  stack.jitter = 0.01;
+  Op op;
+  op.kind = OpKind::Matmul;
+  op.attr.m = op.attr.n = op.attr.k = 4096;
+  ParallelPlan one, many;
+  many.dp = 2048;
+  const double alone = CostModel(hardware, stack, one).op_seconds(op);
+  CHECK(CostModel(hardware, stack, many).op_seconds(op) == Approx(alone * (1 + 0.01 * std::sqrt(2 * std::log(2048)))));
 }
 
 TEST_CASE("a ring's wire bytes are the textbook's", "[cost]") {

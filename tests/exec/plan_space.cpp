@@ -45,6 +45,7 @@ std::vector<Axis> axes(bool with_switches) {
       axis(&ParallelPlan::dp, {1L, 2L, 4L}),
       axis(&ParallelPlan::zero_stage, {0L, 1L, 2L, 3L}),
       axis(&ParallelPlan::recompute, {RecomputeMode::None, RecomputeMode::Selective, RecomputeMode::Full}),
+      axis(&ParallelPlan::recompute_layers, {std::int64_t{0}, std::int64_t{1}}),
       axis(&ParallelPlan::micro_batch, {1L, 2L})};
   if (!with_switches) return out;
   out.push_back(flags(&OverlapSwitches::grad_reduce));

@@ -171,7 +171,8 @@ std::vector<MovedNode> StepStates::away(const JobState& state) const {
   const bool few = state.spares_among == 0 && std::ssize(state.moved) <= movable_nodes_;
   if (few || !tiers_matter_) return {};
   const std::int64_t leaf = nodes_per_leaf(cluster_);
-  const std::vector<std::int64_t> homes = places_with_spares_per_leaf(nodes_, state.spares_among, leaf);
+  std::vector<std::int64_t> homes;  // where their numbers say
+  if (state.spares_among > 0) homes = places_with_spares_per_leaf(nodes_, state.spares_among, leaf);
   std::vector<MovedNode> away;
   for (const MovedNode& its : state.moved)
     if (place_of(homes, its.position) / leaf != its.place / leaf) away.push_back(its);

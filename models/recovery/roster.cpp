@@ -55,9 +55,11 @@ void Roster::vacate(NodeId node) {
 std::optional<NodeId> Roster::fill(std::int64_t slot, Temperature at_least, std::int64_t now_ns) {
   TY_CHECK(empty_slots_.contains(slot), "only an empty slot is filled");
   const std::int64_t home = domain_of(config_.owners[static_cast<std::size_t>(slot)]);
+  const std::vector<std::int64_t> sick = sick_domains(now_ns);
   const auto rank = [&](const auto& spare) {
     const std::int64_t domain = domain_of(spare.first);
-    return std::tuple(spare.second, may_be_sick(domain, now_ns), domain != home, spare.first);
+    const bool is_sick = std::find(sick.begin(), sick.end(), domain) != sick.end();
+    return std::tuple(spare.second, is_sick, domain != home, spare.first);
   };
   const auto best =
       std::min_element(spares_.begin(), spares_.end(), [&](const auto& a, const auto& b) { return rank(a) < rank(b); });
@@ -123,16 +125,20 @@ std::int64_t Roster::ejection_allowed_at_ns(NodeId node, std::int64_t now_ns) {
   return recent < config_.max_ejections_per_domain ? now_ns : times_ns.front() + config_.ejection_window_ns;
 }
 
-bool Roster::may_be_sick(std::int64_t domain, std::int64_t now_ns) const {
+std::vector<std::int64_t> Roster::sick_domains(std::int64_t now_ns) {
   constexpr std::int64_t kTogetherNs = 600'000'000'000;
-  const auto its = ejections_ns_.find(domain);
-  if (its == ejections_ns_.end()) return false;
-  const auto recent = [&](std::int64_t at_ns) { return at_ns + kTogetherNs > now_ns; };
-  return std::count_if(its->second.begin(), its->second.end(), recent) > 1;
+  while (!just_ejected_.empty() && just_ejected_.front().first + kTogetherNs <= now_ns) just_ejected_.pop_front();
+  std::vector<std::int64_t> seen, sick;
+  for (const auto& [at_ns, domain] : just_ejected_) {
+    const bool again = std::find(seen.begin(), seen.end(), domain) != seen.end();
+    (again ? sick : seen).push_back(domain);
+  }
+  return sick;
 }
 
 void Roster::sent_away(NodeId node, const ActionKey& key, std::int64_t now_ns) {
   ejections_ns_[domain_of(node)].push_back(now_ns);
+  just_ejected_.emplace_back(now_ns, domain_of(node));
   sent_back(node, key, now_ns);
 }
 

@@ -11,6 +11,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "models/recovery/messages.h"
@@ -100,7 +101,8 @@ class Roster {
 
  private:
   [[nodiscard]] std::int64_t replica_of(std::int64_t slot) const { return slot / config_.slots_per_replica; }
-  [[nodiscard]] bool may_be_sick(std::int64_t domain, std::int64_t now_ns) const;
+  /// Domains that lost several nodes within minutes.
+  std::vector<std::int64_t> sick_domains(std::int64_t now_ns);
 
   RosterConfig config_;
   std::vector<NodeId> owners_;
@@ -109,7 +111,8 @@ class Roster {
   std::set<std::int64_t> inactive_;
   std::map<NodeId, Temperature> spares_;
   std::map<NodeId, ActionKey> away_;
-  std::map<std::int64_t, std::deque<std::int64_t>> ejections_ns_;  // by domain
+  std::map<std::int64_t, std::deque<std::int64_t>> ejections_ns_;   // by domain
+  std::deque<std::pair<std::int64_t, std::int64_t>> just_ejected_;  // when, and of which domain; the last minutes'
   std::map<NodeId, std::deque<std::int64_t>> ejections_of_node_ns_;
 };
 

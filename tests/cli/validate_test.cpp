@@ -40,7 +40,7 @@ TEST_CASE("published rows are predicted, or named with a reason", "[cli]") {
   }
   for (const char* key : {"median_abs_error", "p90_abs_error", "bias", "null_model", "by_source", "by_gpu", "memory"})
     CHECK(report.contains(key));
-  const Outcome text = yard.run("validate --only Korthikanti --worst 3");
+  const Outcome text = yard.run("validate --only korthikanti-et-al-2022-arxiv-0001 --worst 3");
   CHECK(contains(text.out, "Worst rows"));
   CHECK(contains(text.out, "constant FLOP/s per GPU"));
 }

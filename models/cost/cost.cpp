@@ -88,10 +88,11 @@ double CostModel::gemm_seconds(double m, double n, double k) const {
     const double flops_per_wave = 2 * tile.m * tile.n * (k + gemm.prologue_k) * hardware_.sms;
     compute = std::min(compute, quantised * flops_per_wave / (peak_flops() * gemm.efficiency * tile.relative));
   }
-  // Tensor cores read rows of 16 bytes at a time (NVIDIA's matrix multiplication guide).
+  // Tensor cores read rows of 16 bytes at a time (NVIDIA's matrix multiplication guide). Without them sums in f32 are
+  // added up at the rate of f32.
   const bool aligned = std::fmod(n, 8) == 0 && std::fmod(k, 8) == 0;
-  if (!aligned && precision_ == Precision::Bf16 && hardware_.peak_vector_flops > 0)
-    compute = std::max(compute, 2 * m * n * k / (hardware_.peak_vector_flops * gemm.efficiency));
+  if (!aligned && precision_ == Precision::Bf16)
+    compute = std::max(compute, 2 * m * n * k / (hardware_.peak_f32_flops * gemm.efficiency));
   const double element = precision_ == Precision::Bf16 ? 2 : 4;
   const double memory = element * (m * k + n * k + m * n) / (hardware_.memory_bytes_per_s * gemm.memory_efficiency);
   return hardware_.kernel_floor_s + std::max(compute / stack_.sustained_clock, memory);

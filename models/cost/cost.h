@@ -63,7 +63,6 @@ struct OpRates {
 struct HardwareProfile {
   std::string name;
   double peak_bf16_flops = 0, peak_f32_flops = 0;
-  double peak_vector_flops = 0;  // 16-bit, without tensor cores: of products whose rows are not aligned. 0: unknown
   double sms = 0;
   double memory_bytes = 0, memory_bytes_per_s = 0;
   double memory_efficiency = 0;  // of memory bandwidth, for large memory-bound kernels

@@ -63,6 +63,7 @@ class RunReader {
   void assume(std::string what) { run_.assumed.push_back(std::move(what)); }
 
   std::string kind() {
+    if (!row_.boolean("config_complete").value_or(true)) return "configuration incomplete";
     if (row_.integer("experts").value_or(0) > 0 || row_.text("arch_family") == "moe") return "experts";
     const std::string precision = lower_case(row_.text("precision"));
     if (precision != "bf16" && precision != "fp16")

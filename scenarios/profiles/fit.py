@@ -23,13 +23,13 @@ AICONFIGURATOR = "NVIDIA aiconfigurator measured database"
 
 # What data sheets say; everything else is fitted below.
 GPUS = {
-    "a100-sxm": dict(key="a100_sxm", vector=78e12, sms=108, peak_bf16=312e12, peak_f32=19.5e12, memory=80e9, bandwidth=2.039e12,
+    "a100-sxm": dict(key="a100_sxm", sms=108, peak_bf16=312e12, peak_f32=19.5e12, memory=80e9, bandwidth=2.039e12,
                      prefill="attention_prefill_bfloat16_a100_sxm", kernel="fmha", figures="A100", nccl="a100_sxm__comm__nccl_2.27.3__nccl_perf",
                      sheet="NVIDIA A100 80GB SXM data sheet, 2021-06"),
-    "h100-sxm": dict(key="h100_sxm", vector=133.8e12, sms=132, peak_bf16=989.4e12, peak_f32=66.9e12, memory=80e9, bandwidth=3.352e12,
+    "h100-sxm": dict(key="h100_sxm", sms=132, peak_bf16=989.4e12, peak_f32=66.9e12, memory=80e9, bandwidth=3.352e12,
                      prefill="attention_prefill_bfloat16_fa3_h100_sxm", kernel="flash3", figures="H100", nccl="h100_sxm__comm__nccl_2.29.2__nccl_perf",
                      sheet="NVIDIA H100 SXM data sheet, 2023-03"),
-    "h200-sxm": dict(key="h200_sxm", vector=133.8e12, sms=132, peak_bf16=989.4e12, peak_f32=66.9e12, memory=141e9, bandwidth=4.8e12,
+    "h200-sxm": dict(key="h200_sxm", sms=132, peak_bf16=989.4e12, peak_f32=66.9e12, memory=141e9, bandwidth=4.8e12,
                      prefill="attention_prefill_bfloat16_fa3_h200_sxm", kernel="flash3", figures="H100", nccl="h200_sxm__comm__nccl_2.29.2__nccl_perf",
                      sheet="NVIDIA H200 SXM data sheet, 2023-11"),
 }
@@ -303,7 +303,6 @@ def profile(name, gpu, data, published):
         "constants": {
             "peak_bf16_flops": constant(gpu["peak_bf16"], "FLOP/s", gpu["sheet"]),
             "peak_f32_flops": constant(gpu["peak_f32"], "FLOP/s", gpu["sheet"]),
-            "peak_vector_flops": constant(gpu["vector"], "FLOP/s", gpu["sheet"] + ", FP16 without tensor cores"),
             "memory_bytes": constant(gpu["memory"], "bytes", gpu["sheet"]),
             "memory_bytes_per_s": constant(gpu["bandwidth"], "bytes/s", gpu["sheet"]),
             "memory_efficiency": constant(memory_efficiency, "1", fitted),

@@ -19,7 +19,8 @@ struct Prediction {
   double step_s = 0;
   std::array<double, kStepPartCount> part_s{};  // adds up to step_s
   double peak_bytes = 0, device_bytes = 0;
-  double flops = 0;  // of the model in a step, attention in full
+  double flops = 0;     // of the model in a step, attention in full
+  bool fitted = false;  // its stack's numbers were fitted on it, among others
 
   [[nodiscard]] double error() const { return step_s / run->measured_step_s - 1; }
   [[nodiscard]] bool fits() const { return peak_bytes <= device_bytes; }

@@ -1,5 +1,6 @@
 // trainyard validate: how well the simulator predicts what others measured.
 
+#include <algorithm>
 #include <filesystem>
 #include <iostream>
 #include <map>
@@ -82,6 +83,8 @@ Prediction prediction_of(const Task& task, const nlohmann::json& from) {
   Prediction out;
   out.run = task.run;
   out.stack = task.profiles->stack.name;
+  const std::vector<std::string>& fitted = task.profiles->stack.fitted_on;
+  out.fitted = std::find(fitted.begin(), fitted.end(), task.run->id) != fitted.end();
   out.step_s = from.at("step_s");
   out.part_s = from.at("part_s");
   out.peak_bytes = from.at("peak_bytes");

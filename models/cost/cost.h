@@ -88,6 +88,8 @@ struct StackProfile {
   std::vector<std::string> hardware;
   /// Parts of the names under which published runs know it.
   std::vector<std::string> frameworks;
+  /// Published runs on which its numbers were fitted, by id.
+  std::vector<std::string> fitted_on;
   /// The attention kernel: one of the hardware's, "fastest", or "materialised", which writes out the scores.
   std::string attention = "fastest";
   bool attention_dropout = false;  // where scores are materialised, dropout is two more passes over them

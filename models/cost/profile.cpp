@@ -190,7 +190,9 @@ Result<StackProfile> load_stack_profile(const std::string& file) {
           .text("date", text);
     });
     from.texts("hardware", profile.hardware).texts("frameworks", profile.frameworks);
-    from.take("residuals");  // for readers: what fit_stacks.py measured
+    // What fit_stacks.py left: by fitted run, what remains of its error.
+    if (const json* residuals = from.take("residuals"); residuals != nullptr && residuals->is_object())
+      for (const auto& [run, error] : residuals->items()) profile.fitted_on.push_back(run);
   });
 }
 

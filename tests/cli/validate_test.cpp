@@ -37,8 +37,10 @@ TEST_CASE("published rows are predicted, or named with a reason", "[cli]") {
     double parts_s = 0;
     for (const auto& [part, seconds] : row["parts"].items()) parts_s += seconds.get<double>();
     CHECK(parts_s == Approx(predicted_s));
+    CHECK(row["fitted"] == true);  // the stack's profile names them
   }
-  for (const char* key : {"median_abs_error", "p90_abs_error", "bias", "null_model", "by_source", "by_gpu", "memory"})
+  for (const char* key :
+       {"median_abs_error", "p90_abs_error", "bias", "null_model", "by_source", "by_gpu", "memory", "by_stack"})
     CHECK(report.contains(key));
   const Outcome text = yard.run("validate --only korthikanti-et-al-2022-arxiv-0001 --worst 3");
   CHECK(contains(text.out, "Worst rows"));
@@ -56,6 +58,8 @@ TEST_CASE("a set of one's own is read in both forms", "[cli]") {
   REQUIRE(both["results"].size() == 1);
   CHECK(alone["results"][0]["predicted_s"] == both["results"][0]["predicted_s"]);
   CHECK(alone["results"][0]["stack"] == "default");
+  CHECK(alone["results"][0]["fitted"] == false);
+  CHECK(alone["held_out"]["rows"] == 1);
   CHECK(both["skipped"][0] == json{{"id", "b"}, {"source", "somebody"}, {"reason", "experts"}});
 }
 

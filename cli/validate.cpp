@@ -1,228 +1,194 @@
-// trainyard plan validate: everything that a team asks of a plan before it is executed, and the lock that says it held.
+// trainyard validate: how well the simulator predicts what others measured.
 
 #include <algorithm>
-#include <ctime>
 #include <filesystem>
 #include <iostream>
+#include <map>
+#include <utility>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "cli/accuracy.h"
 #include "cli/commands.h"
 #include "cli/exit_code.h"
 #include "cli/interrupt.h"
-#include "cli/plan_lock.h"
-#include "cli/simulation.h"
+#include "cli/job.h"
+#include "cli/output_file.h"
 #include "cli/terminal.h"
-#include "cli/version.h"
-#include "models/base/units.h"
+#include "models/base/stop.h"
+#include "sim/child_process.h"
 
 namespace trainyard::cli {
 
 namespace {
 
-using json = nlohmann::ordered_json;
-
 struct Options {
-  std::string job, lock;
+  std::string set, csv, picture, page, only, stack;
+  int jobs = 0;
+  std::size_t worst = 15;
 };
 
-std::string today() {
-  const std::time_t now = std::time(nullptr);
-  std::tm day{};
-  gmtime_r(&now, &day);
-  return fmt::format("{:04}-{:02}-{:02}", day.tm_year + 1900, day.tm_mon + 1, day.tm_mday);
-}
+/// A run with its profiles; one for many runs.
+struct Task {
+  const PublishedRun* run;
+  const Profiles* profiles;
+};
 
-template <class Of>
-double mean_over(const std::vector<RunResult>& runs, Of of) {
-  double sum = 0;
-  for (const RunResult& run : runs) sum += of(run);
-  return sum / static_cast<double>(runs.size());
-}
-
-// What one scenario gave: the first policy is the one under test.
-LockedScenario outcome_of(const Job& job, const Simulated& simulated, std::int64_t seeds) {
-  LockedScenario out;
-  out.file = job.file;
-  out.seeds = seeds;
-  out.step_time_s = simulated.step.time_s;
-  std::uint64_t hash = simulated.step.trace_hash;
-  if (!simulated.runs.empty()) {
-    const std::vector<RunResult>& runs = simulated.runs.front();
-    hash = runs.front().trace_hash;
-    out.effective_training_time = mean_over(runs, [](const RunResult& run) { return run.effective_training_time; });
-    out.recovery_s = mean_over(runs, [](const RunResult& run) { return run.median_recovery_s(); });
-  }
-  out.trace_hash = fmt::format("{:016x}", hash);
-  return out;
-}
-
-// A scenario against the limits. `healthy_step_s` is the job's own.
-Problems judge(const LockedScenario& outcome, const ValidationSpec& limits, bool ended_well) {
-  Problems problems;
-  const auto fail = [&](const char* path, std::string value, std::string rule) {
-    problems.push_back({outcome.file, path, std::move(value), std::move(rule),
-                        "change the plan, the policy, or what is asked of them", ProblemKind::Infeasible});
-  };
-  if (!ended_well) fail("$", "", "did not recover");
-  if (limits.min_effective_training_time && outcome.effective_training_time &&
-      *outcome.effective_training_time < *limits.min_effective_training_time)
-    fail("$.policies[0]", fmt::format("{:.4f}", *outcome.effective_training_time),
-         fmt::format("effective training time is below the {} that is asked", *limits.min_effective_training_time));
-  if (limits.max_recovery_s && outcome.recovery_s && *outcome.recovery_s > *limits.max_recovery_s)
-    fail("$.policies[0]", format_duration(*outcome.recovery_s),
-         fmt::format("a median recovery takes longer than the {} that are allowed",
-                     format_duration(*limits.max_recovery_s)));
-  return problems;
-}
-
-class Validation {
+/// Profiles, each read once.
+class KnownProfiles {
  public:
-  Validation(const Options& options, const Context& context) : options_(options), context_(context) {}
+  explicit KnownProfiles(std::string set_file) : set_file_(std::move(set_file)) {}
 
-  // The lock's entry, or what stands in its way.
-  Result<LockedPlan> run() {
-    Result<Job> prepared = prepare(options_.job);
-    if (!prepared) return prepared.problems();
-    const Job& job = prepared.value();
-    Problems problems = check(job.program);
-    for (Problem& problem : problems) problem.kind = ProblemKind::Infeasible;
-    const Problems memory = check_memory(job);
-    problems.insert(problems.end(), memory.begin(), memory.end());
-    if (!problems.empty()) return problems;
-    const Result<PlanHashes> hashes = hash_plan(job.scenario, job.program, job.profiles);
-    if (!hashes) return hashes.problems();
-    LockedPlan plan;
-    plan.commit = commit_id();
-    plan.date = today();
-    plan.hashes = hashes.value();
-    plan.memory_peak_bytes = job.memory_peak_bytes();
-    for (const StageProgram& stage : job.program.stages) plan.arena_bytes.push_back(stage.arena_bytes);
-    problems = rehearse(job, plan, job.scenario.validation);
-    if (!problems.empty()) return problems;
-    plan.step_time_s = plan.scenarios.front().step_time_s;
-    for (const std::string& file : job.scenario.validation.scenarios) {
-      const Problems found = rehearse_file(file, job, plan);
-      problems.insert(problems.end(), found.begin(), found.end());
-    }
-    if (problems.empty()) problems = unjudged(job, plan);
-    if (!problems.empty()) return problems;
-    return plan;
+  Result<const Profiles*> find(const Scenario& scenario) {
+    const std::string key = scenario.cluster.hardware + " " + scenario.stack;
+    if (const auto known = known_.find(key); known != known_.end()) return &known->second;
+    const Result<ProfileFiles> files = find_profiles(scenario, set_file_);
+    if (!files) return files.problems();
+    const Result<Profiles> loaded = load_profiles(scenario, set_file_, files.value());
+    if (!loaded) return loaded.problems();
+    return &known_.emplace(key, loaded.value()).first->second;
+  }
+
+  std::string stack_for(const std::string& framework, const std::string& hardware) {
+    auto& its = stacks_[framework + "\n" + hardware];
+    if (its.empty()) its = cli::stack_for(framework, hardware, set_file_);
+    return its;
   }
 
  private:
-  // Limits that nothing was held to.
-  static Problems unjudged(const Job& job, const LockedPlan& plan) {
-    const auto any = [&](std::optional<double> LockedScenario::*what) {
-      return std::any_of(plan.scenarios.begin(), plan.scenarios.end(),
-                         [&](const LockedScenario& scenario) { return (scenario.*what).has_value(); });
-    };
-    const ValidationSpec& limits = job.scenario.validation;
-    Problems problems;
-    const auto missing = [&](const char* path, double limit) {
-      problems.push_back({job.file, path, fmt::format("{:g}", limit), "is a limit that no scenario can be held to",
-                          "name a scenario with failures and a duration in $.validation.scenarios"});
-    };
-    if (limits.min_effective_training_time && !any(&LockedScenario::effective_training_time))
-      missing("$.validation.min_effective_training_time", *limits.min_effective_training_time);
-    if (limits.max_recovery_s && !any(&LockedScenario::recovery_s))
-      missing("$.validation.max_recovery_s", *limits.max_recovery_s);
-    return problems;
-  }
-
-  Problems rehearse(const Job& job, LockedPlan& plan, const ValidationSpec& limits) {
-    SimulationOptions simulation;
-    simulation.seeds = limits.seeds;
-    if (!context_.quiet) simulation.progress = context_.progress;
-    const Result<Simulated> simulated = simulate(job, simulation);
-    if (!simulated) return simulated.problems();
-    plan.scenarios.push_back(outcome_of(job, simulated.value(), limits.seeds));
-    const LockedScenario& outcome = plan.scenarios.back();
-    Problems problems = judge(outcome, limits, ended_well(simulated.value()));
-    const bool own = plan.scenarios.size() == 1;
-    if (own && limits.max_step_time_s && outcome.step_time_s > *limits.max_step_time_s)
-      problems.push_back({job.file, "$.validation.max_step_time_s", fmt::format("{:g}", *limits.max_step_time_s),
-                          fmt::format("a step takes {}", format_duration(outcome.step_time_s)),
-                          "change the plan, or allow more", ProblemKind::Infeasible});
-    return problems;
-  }
-
-  // Another scenario of the same model and plan.
-  Problems rehearse_file(const std::string& file, const Job& job, LockedPlan& plan) {
-    const Result<Job> prepared = prepare(file);
-    if (!prepared) return prepared.problems();
-    const Job& other = prepared.value();
-    if (dump(other.program) != dump(job.program))
-      return {{file, "$.plan", "",
-               fmt::format("does not rehearse the plan of {}: its step program is another", job.file),
-               "let both name the same model and plan files"}};
-    return rehearse(other, plan, job.scenario.validation);
-  }
-
-  const Options& options_;
-  const Context& context_;
+  std::string set_file_;
+  std::map<std::string, Profiles> known_;
+  std::map<std::string, std::string> stacks_;
 };
 
-json report_of(const std::string& lock_file, const LockedPlan& plan) {
-  json scenarios = json::array();
-  for (const LockedScenario& scenario : plan.scenarios) {
-    scenarios.push_back({{"file", scenario.file},
-                         {"step_time_s", scenario.step_time_s},
-                         {"effective_training_time",
-                          scenario.effective_training_time ? json(*scenario.effective_training_time) : json(nullptr)},
-                         {"recovery_s", scenario.recovery_s ? json(*scenario.recovery_s) : json(nullptr)},
-                         {"trace_hash", scenario.trace_hash}});
+Bytes predict(const Task& task) {
+  const Scenario& scenario = task.run->scenario;
+  const StepProgram program = lower(scenario.model, scenario.plan);
+  const CostModel cost(task.profiles->hardware, task.profiles->stack, scenario.plan);
+  const Result<StepResult> step = simulate_step(program, scenario.cluster, cost);
+  nlohmann::json out{{"peak_bytes", 0.0}};
+  for (const StageProgram& stage : program.stages)
+    out["peak_bytes"] = std::max(out["peak_bytes"].get<double>(), cost.process_peak_bytes(program, stage));
+  if (step) {
+    out["step_s"] = step.value().time_s;
+    out["part_s"] = step.value().part_s;
+  } else {
+    out["reason"] = step.problems().front().rule;
   }
-  return {{"valid", true},
-          {"lock", lock_file},
-          {"program", plan.hashes.program},
-          {"step_time_s", plan.step_time_s},
-          {"memory_peak_bytes", plan.memory_peak_bytes},
-          {"scenarios", scenarios}};
+  return nlohmann::json::to_cbor(out);
 }
 
-std::string text_of(const std::string& lock_file, const LockedPlan& plan) {
-  std::vector<std::vector<std::string>> rows;
-  for (const LockedScenario& scenario : plan.scenarios) {
-    rows.push_back(
-        {scenario.file, format_duration(scenario.step_time_s),
-         scenario.effective_training_time ? fmt::format("{:.2f}%", 100 * *scenario.effective_training_time) : "",
-         scenario.recovery_s ? format_duration(*scenario.recovery_s) : "", scenario.trace_hash});
-  }
-  return fmt::format("valid: the program {} is proved sound, fits ({} a device), and came through {} scenario{}\n\n",
-                     plan.hashes.program, format_bytes(plan.memory_peak_bytes), plan.scenarios.size(),
-                     plan.scenarios.size() == 1 ? "" : "s") +
-         table({"scenario", "step", "effective", "recovery", "trace"}, rows) + fmt::format("\n{}\n", lock_file);
+Prediction prediction_of(const Task& task, const nlohmann::json& from) {
+  Prediction out;
+  out.run = task.run;
+  out.stack = task.profiles->stack.name;
+  const std::vector<std::string>& fitted = task.profiles->stack.fitted_on;
+  out.fitted = std::find(fitted.begin(), fitted.end(), task.run->id) != fitted.end();
+  out.step_s = from.at("step_s");
+  out.part_s = from.at("part_s");
+  out.peak_bytes = from.at("peak_bytes");
+  out.device_bytes = task.profiles->hardware.memory_bytes;
+  const ParallelPlan& plan = task.run->scenario.plan;
+  out.flops = model_flops_per_token(task.run->scenario.model, plan.sequence_length, false) *
+              static_cast<double>(plan.global_batch * plan.sequence_length);
+  return out;
 }
 
-int validate_plan(const Options& options, const Context& context) {
+Problems predict_all(const std::vector<Task>& tasks, const Options& options, const Context& context, PublishedSet& set,
+                     std::vector<Prediction>& out) {
+  Progress progress("predicting", tasks.size(), context.quiet ? "none" : context.progress);
+  std::vector<nlohmann::json> answers(tasks.size());
+  ChildWork work;
+  work.count = tasks.size();
+  work.processes = options.jobs;
+  work.work = [&](std::size_t i, const Ask&) { return predict(tasks[i]); };
+  work.on_result = [&](std::size_t i, const Bytes& bytes) {
+    answers[i] = nlohmann::json::from_cbor(bytes);
+    progress.step();
+  };
+  work.on_wait = [&] { progress.tick(); };
+  if (Problems problems = in_children(work); !problems.empty()) return problems;
+  for (std::size_t i = 0; i < tasks.size(); ++i) {
+    if (answers[i].contains("reason"))
+      set.skipped.push_back({tasks[i].run->id, tasks[i].run->source, answers[i]["reason"]});
+    else
+      out.push_back(prediction_of(tasks[i], answers[i]));
+  }
+  return {};
+}
+
+/// Rows whose id or source has the text; all for none.
+void keep_only(const std::string& text, PublishedSet& set) {
+  if (text.empty()) return;
+  const auto other = [&](const auto& row) { return (row.id + " " + row.source).find(text) == std::string::npos; };
+  std::erase_if(set.runs, other);
+  std::erase_if(set.skipped, other);
+  set.rows = set.runs.size() + set.skipped.size();
+}
+
+int validate_set(const Options& options, const Context& context) {
   end_in_order_on_signals();
-  const Result<LockedPlan> plan = Validation(options, context).run();
-  if (!plan) return fail(plan.problems(), context);
-  const std::string lock_file = options.lock.empty() ? lock_file_of(options.job) : options.lock;
-  LockedPlan locked = plan.value();
-  for (LockedScenario& scenario : locked.scenarios)  // locks are kept beside jobs, and read from anywhere
-    scenario.file =
-        std::filesystem::proximate(scenario.file, std::filesystem::absolute(lock_file).parent_path()).string();
-  const Problems problems = write_lock(lock_file, options.job, locked);
+  Result<PublishedSet> loaded = load_published_set(options.set);
+  if (!loaded) return fail(loaded.problems(), context);
+  PublishedSet set = std::move(loaded).value();
+  keep_only(options.only, set);
+  if (set.rows == 0)
+    return fail({{options.set, options.only.empty() ? "$" : "--only", options.only, "there is no such row",
+                  "give a part of an id or a source as the report names them"}},
+                context);
+  KnownProfiles profiles(options.set);
+  std::vector<Task> tasks;
+  for (PublishedRun& run : set.runs) {
+    const std::string& hardware = run.scenario.cluster.hardware;
+    run.scenario.stack = options.stack.empty() ? profiles.stack_for(run.framework, hardware) : options.stack;
+    const Result<const Profiles*> its = profiles.find(run.scenario);
+    if (its)
+      tasks.push_back({&run, its.value()});
+    else if (its.problems().front().path == "$.stack")  // it does not speak of this hardware
+      set.skipped.push_back({run.id, run.source, its.problems().front().rule});
+    else
+      return fail(its.problems(), context);
+  }
+  std::vector<Prediction> predictions;
+  Problems problems = predict_all(tasks, options, context, set, predictions);
   if (!problems.empty()) return fail(problems, context);
-  std::cout << (context.json ? report_of(lock_file, plan.value()).dump(2) + "\n" : text_of(lock_file, plan.value()));
+  const nlohmann::ordered_json report = accuracy_report(set, predictions);
+  if (!options.csv.empty()) problems = write_output(options.csv, accuracy_csv(report));
+  if (problems.empty() && !options.picture.empty()) problems = write_output(options.picture, accuracy_svg(report));
+  if (!options.page.empty() && report["predicted"] == 0)
+    problems = {{options.set, "--markdown", options.page, "no row could be predicted", "leave it out to see why"}};
+  if (problems.empty() && !options.page.empty()) {
+    const std::string beside = std::filesystem::path(options.picture).filename().string();
+    problems = write_output(options.page, accuracy_markdown(report, options.worst, beside));
+  }
+  if (!problems.empty()) return fail(problems, context);
+  std::cout << (context.json ? report.dump(2) + "\n" : accuracy_text(report, options.worst)) << std::flush;
   return kOk;
 }
 
 }  // namespace
 
-void add_plan_validate(CLI::App& plan, Context& context) {
-  CLI::App* command = add_command(
-      plan, "validate", "Prove, fit and rehearse a plan, and lock what was seen: exec run asks for it",
-      "  trainyard plan validate scenarios/tiny/train-llama.json\n"
-      "  trainyard plan validate job.json --lock ci/plan.lock.json   # \"validation\" in the job says what is asked");
+void add_validate(CLI::App& app, Context& context) {
+  CLI::App* command = add_command(app, "validate", "Predict published training runs, and say how far off that is",
+                                  "  trainyard validate\n"
+                                  "  trainyard validate --only llm-foundry --worst 30\n"
+                                  "  trainyard validate --set rows.json --json | jq .by_source\n"
+                                  "  trainyard validate --csv rows.csv -o scatter.svg");
   auto options = std::make_shared<Options>();
-  command->add_option("job", options->job, "Scenario file")->required();
-  command->add_option("--lock", options->lock, "Lock file (default: plan.lock.json beside the job)");
+  options->set = TRAINYARD_PROFILE_DIR "/../measured/runs.json";
+  command->add_option("--set", options->set, "Rows to predict (default: those that the project ships)");
+  command->add_option("--only", options->only, "Rows whose id or source has this text");
+  command->add_option("--stack", options->stack,
+                      "This stack for all rows, instead of the one that knows the framework");
+  command->add_option("--worst", options->worst, "How many of the worst rows to list")->capture_default_str();
+  command->add_option("--csv", options->csv, "Write all rows as CSV");
+  command->add_option("-o,--output", options->picture, "Draw all rows, as SVG");
+  command->add_option("--markdown", options->page, "Write the report as a page, with the picture of -o beside it");
+  command->add_option("-j,--jobs", options->jobs, "Simulations at a time (default: one per processor)")
+      ->check(CLI::Range(1, 4096));
   command->callback(
-      [options, &context] { context.run = [options, &context] { return validate_plan(*options, context); }; });
+      [options, &context] { context.run = [options, &context] { return validate_set(*options, context); }; });
 }
 
 }  // namespace trainyard::cli

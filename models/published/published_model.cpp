@@ -17,7 +17,7 @@ struct FamilyFacts {
   const char* note;  // where it differs from what can be said
 };
 
-// From the models' papers and public configurations. The first that fits holds.
+// From the models' papers and public configurations. The first that fits holds; none: the last.
 constexpr std::array kFamilies{
     FamilyFacts{"mpt", NormKind::LayerNorm, PositionKind::Learned, ActivationKind::Gelu, false, true, ""},
     FamilyFacts{"nemotron", NormKind::LayerNorm, PositionKind::Rope, ActivationKind::SquaredRelu, false, false,
@@ -30,10 +30,10 @@ constexpr std::array kFamilies{
                 "without the norm after the embedding"},
     FamilyFacts{"tr11", NormKind::LayerNorm, PositionKind::Alibi, ActivationKind::GeluTanh, true, true,
                 "without the norm after the embedding"},
-    FamilyFacts{"gpt", NormKind::LayerNorm, PositionKind::Learned, ActivationKind::GeluTanh, true, true, ""},
-    FamilyFacts{"megatron", NormKind::LayerNorm, PositionKind::Learned, ActivationKind::GeluTanh, true, true, ""},
     FamilyFacts{"opt", NormKind::LayerNorm, PositionKind::Learned, ActivationKind::GeluTanh, true, true,
                 "ReLU as GELU"},
+    FamilyFacts{"megatron", NormKind::LayerNorm, PositionKind::Learned, ActivationKind::GeluTanh, true, true, ""},
+    FamilyFacts{"gpt", NormKind::LayerNorm, PositionKind::Learned, ActivationKind::GeluTanh, true, true, ""},
 };
 
 void name_family(ModelSpec& model, bool gated, std::vector<std::string>& assumed) {
@@ -51,7 +51,7 @@ void name_family(ModelSpec& model, bool gated, std::vector<std::string>& assumed
   for (const FamilyFacts& family : kFamilies)
     if (its == nullptr && name.find(family.name) != std::string::npos) its = &family;
   if (its == nullptr) {
-    its = &kFamilies[6];
+    its = &kFamilies.back();
     assumed.emplace_back("norm, positions and biases as GPT-3 has them");
   }
   model.norm = its->norm;

@@ -55,7 +55,6 @@ class RunReader {
     run_.scenario.name = run_.id;
     run_.scenario.model = model_;
     run_.scenario.plan = plan_;
-    run_.model = model_.name;
     return std::move(run_);
   }
 

@@ -14,7 +14,7 @@
 namespace trainyard {
 
 struct PublishedRun {
-  std::string id, source, framework, model, gpu;
+  std::string id, source, framework, gpu;
   /// One step. `stack` is left to whoever knows the profiles.
   Scenario scenario;
   double measured_step_s = 0;

@@ -25,7 +25,7 @@ class RowReader {
     wrong(key, *its, "must be text, or null");
     return "";
   }
-  /// A positive number.
+  /// Not negative.
   [[nodiscard]] std::optional<double> number(const char* key) const {
     const nlohmann::json* its = find(key);
     if (its == nullptr) return std::nullopt;

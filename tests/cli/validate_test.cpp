@@ -26,11 +26,10 @@ TEST_CASE("published rows are predicted, or named with a reason", "[cli]") {
   INFO(outcome.err);
   REQUIRE(outcome.code == 0);
   const json report = json::parse(outcome.out);
-  CHECK(report["rows"] == 595);
+  CHECK(report["rows"] == 10);
   REQUIRE(report["results"].size() == 10);
   CHECK(report["predicted"] == 10);
-  CHECK(report["skipped"].size() > 200);
-  for (const json& row : report["skipped"]) CHECK(!row["reason"].get<std::string>().empty());
+  CHECK(report["skipped"].empty());
   for (const json& row : report["results"]) {
     const double measured_s = row["measured_s"], predicted_s = row["predicted_s"];
     CHECK(row["error"].get<double>() == Approx(predicted_s / measured_s - 1));
@@ -42,6 +41,15 @@ TEST_CASE("published rows are predicted, or named with a reason", "[cli]") {
   for (const char* key :
        {"median_abs_error", "p90_abs_error", "bias", "null_model", "by_source", "by_gpu", "memory", "by_stack"})
     CHECK(report.contains(key));
+  const json skipped = json::parse(yard.run("validate --only torchtitan --json").out);
+  CHECK(skipped["rows"] > 4);
+  CHECK(skipped["predicted"] == 0);
+  CHECK(skipped["skipped"].size() == skipped["rows"]);
+  for (const json& row : skipped["skipped"]) CHECK(!row["reason"].get<std::string>().empty());
+  const Outcome nothing = yard.run("validate --only nobody");
+  CHECK(nothing.code == 2);
+  CHECK(contains(nothing.err, "--only = nobody: there is no such row"));
+  CHECK(yard.run("validate --only torchtitan --markdown '" + table + "'").code == 2);
   const Outcome text = yard.run("validate --only korthikanti-et-al-2022-arxiv-0001 --worst 3");
   CHECK(contains(text.out, "Worst rows"));
   CHECK(contains(text.out, "constant FLOP/s per GPU"));

@@ -57,12 +57,13 @@ TEST_CASE("no kernel beats its roofline, and more work never takes less time", "
     const CostModel cost = model_of(gpu);
     const HardwareProfile& hardware = cost.hardware();
     for (int i = 0; i < 2000; ++i) {
-      const auto size = [&] { return 8 * std::floor(std::exp2(2 + 11 * random.uniform())); };  // aligned
+      const auto size = [&] { return std::floor(std::exp2(5 + 11 * random.uniform())); };
       const double m = size(), n = size(), k = size();
       const double seconds = cost.gemm_seconds(m, n, k);
       CHECK(2 * m * n * k / seconds <= hardware.peak_bf16_flops);
       CHECK(2 * (m * k + n * k + m * n) / seconds <= hardware.memory_bytes_per_s);
-      CHECK(cost.gemm_seconds(m, n, 2 * k) >= seconds);
+      CHECK(cost.gemm_seconds(m, n, 3 * k) >= seconds);  // as aligned as k is
+      CHECK(cost.gemm_seconds(m, 8 * n, 16 * k) >= cost.gemm_seconds(m, 8 * n, 8 * k));
       CHECK(cost.gemm_seconds(2 * m, n, k) >= seconds * (1 - 1e-12));
       const double bytes = std::exp2(10 + 22 * random.uniform());
       for (const Collective kind :

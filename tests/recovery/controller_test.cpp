@@ -265,6 +265,27 @@ TEST_CASE("Checkpoints: taken on time, one at a time, restored from") {
   }
 }
 
+TEST_CASE("A vote of one differs from nobody: its checkpoint stands") {
+  Yard yard = running_yard();
+  yard.fire_next_timer();
+  const ActionKey key = yard.asked.back().key;
+  yard.deliver(StepsDone{1, 1, 40});
+  yard.answer<TakeCheckpoint>();
+
+  SECTION("one holder") {
+    yard.deliver(HashesDiffer{key, {{5, 1}}});
+    CHECK(yard.controller.state() == State::Running);
+    yard.deliver(CheckpointDurable{key, 40});
+    CHECK(yard.controller.durable_step() == 40);
+  }
+  SECTION("two that differ: both are blamed, the checkpoint is dropped") {
+    yard.deliver(HashesDiffer{key, {{5, 1}, {6, 2}}});
+    yard.recover();
+    CHECK(yard.ledgers.at(0).ejected_nodes == std::vector<NodeId>{5, 6});
+    CHECK(yard.controller.durable_step() == 0);
+  }
+}
+
 TEST_CASE("Steps reported one by one or as a range have equal effect") {
   Yard single = running_yard();
   Yard range = running_yard();

@@ -155,6 +155,7 @@ TEST_CASE("broken scenario files") {
       return replaced(good(), "\"tp\": 2", std::string("\"tp\": 2, ") + more);
     };
     expect(plan_with(R"("recompute_modules": ["norm"])"), {"$.plan.recompute_modules", "selective"});
+    expect(plan_with(R"("recompute_layers": 2)"), {"$.plan.recompute_layers", "something is recomputed"});
     expect(plan_with(R"("moe": {"overflow": "drop"})"), {"$.plan.moe.overflow", "experts"});
     expect(plan_with(R"("grad_sync": "every_micro_batch")"), {"$.plan.grad_sync", "ZeRO 2"});
     expect(replaced(good(), "\"seed\": 1,",

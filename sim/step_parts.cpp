@@ -21,6 +21,10 @@ StepPart part_of(Group group) {
     case Group::Pp: return StepPart::ExposedPp;
     case Group::DpCp:
     case Group::Edp:
+    case Group::DpCpShard:
+    case Group::DpCpCopy:
+    case Group::EdpShard:
+    case Group::EdpCopy:
     case Group::Embedding:
     case Group::World: return StepPart::ExposedDp;
   }

@@ -1,11 +1,14 @@
 #include "models/plan/mesh.h"
 
+#include <algorithm>
+
 #include "models/base/check.h"
 
 namespace trainyard {
 
 const char* to_string(Group group) {
-  static constexpr const char* kNames[] = {"tp", "cp", "ep", "dp_cp", "edp", "pp", "embedding", "world"};
+  static constexpr const char* kNames[] = {"tp",        "cp",    "ep",          "dp_cp",      "edp",       "pp",
+                                           "embedding", "world", "dp_cp_shard", "dp_cp_copy", "edp_shard", "edp_copy"};
   static_assert(std::size(kNames) == kGroupCount);
   return kNames[static_cast<int>(group)];
 }
@@ -16,7 +19,15 @@ Mesh::Mesh(const ParallelPlan& plan)
       ep_(plan.ep),
       pp_(plan.pp),
       dp_(plan.dp),
+      dense_(blocks(plan, plan.dp * plan.cp)),
+      expert_(blocks(plan, plan.dp * plan.cp / plan.ep)),
       dp_before_pp_(plan.order != "tp-cp-ep-pp-dp") {}
+
+Mesh::Blocks Mesh::blocks(const ParallelPlan& plan, std::int64_t group_size) {
+  const std::int64_t size = plan.zero_stage == 0 ? 0 : std::min(plan.zero_shard_size, group_size);
+  // Blocks of one rank shard nothing, and one block is the whole group.
+  return size <= 1 || size == group_size ? Blocks{} : Blocks{size, group_size / size};
+}
 
 Coordinates Mesh::coordinates(std::int64_t rank) const {
   Coordinates at;
@@ -44,6 +55,10 @@ std::int64_t Mesh::group_size(Group group) const {
     case Group::Pp: return pp_;
     case Group::Embedding: return pp_ > 1 ? 2 : 1;
     case Group::World: return ranks();
+    case Group::DpCpShard: return dense_.size;
+    case Group::DpCpCopy: return dense_.count;
+    case Group::EdpShard: return expert_.size;
+    case Group::EdpCopy: return expert_.count;
   }
   TY_CHECK(false, "unknown group");
 }
@@ -60,6 +75,10 @@ std::int64_t Mesh::group_index(Group group, std::int64_t rank) const {
     case Group::Pp: return at.pp;
     case Group::Embedding: return at.pp == 0 ? 0 : 1;
     case Group::World: return rank;
+    case Group::DpCpShard: return data % dense_.size;
+    case Group::DpCpCopy: return data / dense_.size % dense_.count;
+    case Group::EdpShard: return data / ep_ % expert_.size;
+    case Group::EdpCopy: return data / ep_ / expert_.size % expert_.count;
   }
   TY_CHECK(false, "unknown group");
 }
@@ -68,6 +87,7 @@ std::vector<std::int64_t> Mesh::members(Group group, std::int64_t rank) const {
   Coordinates at = coordinates(rank);
   if (group == Group::Embedding && at.pp != 0 && at.pp != pp_ - 1) return {};
   const std::int64_t data = at.dp * cp_ + at.cp;
+  const std::int64_t own_index = group_index(group, rank);
   std::vector<std::int64_t> out;
   out.reserve(static_cast<std::size_t>(group_size(group)));
   for (std::int64_t i = 0; i < group_size(group); ++i) {
@@ -82,6 +102,10 @@ std::vector<std::int64_t> Mesh::members(Group group, std::int64_t rank) const {
       case Group::Pp: member.pp = i; break;
       case Group::Embedding: member.pp = i == 0 ? 0 : pp_ - 1; break;
       case Group::World: member = coordinates(i); break;
+      case Group::DpCpShard: member_data = data + (i - own_index); break;
+      case Group::DpCpCopy: member_data = data + (i - own_index) * dense_.size; break;
+      case Group::EdpShard: member_data = data + (i - own_index) * ep_; break;
+      case Group::EdpCopy: member_data = data + (i - own_index) * ep_ * expert_.size; break;
     }
     if (group != Group::World) {
       member.cp = member_data % cp_;
@@ -90,6 +114,16 @@ std::vector<std::int64_t> Mesh::members(Group group, std::int64_t rank) const {
     out.push_back(this->rank(member));
   }
   return out;
+}
+
+Sharding sharding(const ParallelPlan& plan, Group group) {
+  TY_CHECK(group == Group::DpCp || group == Group::Edp, "only what data-parallel ranks hold alike is sharded");
+  const bool dense = group == Group::DpCp;
+  const Sharding hybrid =
+      dense ? Sharding{Group::DpCpShard, Group::DpCpCopy} : Sharding{Group::EdpShard, Group::EdpCopy};
+  if (plan.zero_stage == 0 || plan.zero_shard_size == 1) return {hybrid.shards, group};
+  if (Mesh(plan).group_size(hybrid.shards) == 1) return {group, hybrid.copies};
+  return hybrid;
 }
 
 }  // namespace trainyard

@@ -18,8 +18,13 @@ enum class Group : std::uint8_t {
   Pp,         // pipeline neighbours: point-to-point
   Embedding,  // first and last stage, where the embedding is tied
   World,
+  // Under hybrid sharding; else one rank.
+  DpCpShard,  // of DpCp, the ranks that one copy is sharded over: zero_shard_size of them, one after the other
+  DpCpCopy,   // of DpCp, the ranks that hold the same shard: one of each DpCpShard
+  EdpShard,   // the same of Edp
+  EdpCopy,
 };
-inline constexpr int kGroupCount = 8;
+inline constexpr int kGroupCount = 12;
 const char* to_string(Group group);
 
 struct Coordinates {
@@ -44,8 +49,23 @@ class Mesh {
   [[nodiscard]] std::vector<std::int64_t> members(Group group, std::int64_t rank) const;
 
  private:
+  // What a group falls into under hybrid sharding.
+  struct Blocks {
+    std::int64_t size = 1, count = 1;
+  };
+  static Blocks blocks(const ParallelPlan& plan, std::int64_t group_size);
+
   std::int64_t tp_, cp_, ep_, pp_, dp_;
+  Blocks dense_, expert_;
   bool dp_before_pp_;
 };
+
+/// How the state of parameters that all ranks of `group` (DpCp or Edp) hold is spread over them: one copy over the
+/// ranks of `shards`, and the same shard on all ranks of `copies`. One of them is the whole group unless sharding is
+/// hybrid.
+struct Sharding {
+  Group shards, copies;
+};
+Sharding sharding(const ParallelPlan& plan, Group group);
 
 }  // namespace trainyard

@@ -46,6 +46,7 @@ class PlanRules {
     tensor_axis();
     context_axis();
     expert_axis();
+    sharding();
     pipeline_axis();
     batch();
     if (cluster != nullptr) placement(*cluster);
@@ -65,6 +66,8 @@ class PlanRules {
                            {"sequence_length", plan_.sequence_length},
                            {"micro_batch_size", plan_.micro_batch},
                            {"global_batch_size", plan_.global_batch}});
+    rule_.expect(plan_.zero_shard_size >= 0, "zero_shard_size", text(plan_.zero_shard_size), "must not be negative",
+                 "use 0 to shard over all data-parallel ranks");
     if (!rule_.ok()) return;
     // In floating point: a product of degrees that wraps around in 64 bits would look like a small job.
     const double ranks = static_cast<double>(plan_.tp) * static_cast<double>(plan_.cp) * static_cast<double>(plan_.pp) *
@@ -125,6 +128,22 @@ class PlanRules {
                  "raise dp, or lower ep");
     rule_.expect(plan_.moe.overflow == MoeOverflow::Fail, "moe.overflow", "drop", "dropping tokens is not lowered yet",
                  "use \"fail\" with a buffer_factor that is large enough");
+  }
+
+  // Every copy of what is sharded lies on as many ranks as the next.
+  void sharding() {
+    const std::int64_t size = plan_.zero_shard_size, dense = plan_.dp * plan_.cp;
+    if (size == 0) return;
+    rule_.expect(plan_.zero_stage >= 1, "zero_shard_size", text(size), "means something only from ZeRO 1 on",
+                 "remove it, or set zero_stage to 1, 2 or 3");
+    rule_.expect(dense % size == 0, "zero_shard_size", text(size),
+                 fmt::format("must divide dp*cp = {}, the ranks that hold the same parameters", dense),
+                 "choose a divisor of it, or 0 for all of them");
+    if (plan_.ep == 1 || dense % plan_.ep != 0) return;
+    const std::int64_t experts = dense / plan_.ep;
+    rule_.expect(experts <= size || experts % size == 0, "zero_shard_size", text(size),
+                 fmt::format("must divide dp*cp/ep = {}, the ranks that hold the same experts, or be no less", experts),
+                 "choose a divisor of it, or change ep");
   }
 
   void pipeline_axis() {

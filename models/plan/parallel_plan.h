@@ -77,6 +77,10 @@ struct ParallelPlan {
   /// 0: replicated; 1: optimizer state sharded; 2: gradients too; 3: parameters too, gathered bucket by bucket for each
   /// pass (FSDP).
   std::int64_t zero_stage = 0;
+  /// Ranks that one copy of what is sharded is spread over (hybrid sharding: HSDP, MiCS): a data-parallel group falls
+  /// into blocks of so many of its ranks in their order, each with a copy. 0: all of the group; a smaller group of
+  /// experts is one block too.
+  std::int64_t zero_shard_size = 0;
   /// Unset: every micro-batch for ZeRO 3, and for ZeRO 2 without pipeline; else the last one.
   std::optional<GradSync> grad_sync;
 

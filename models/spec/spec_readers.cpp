@@ -222,6 +222,7 @@ void read_plan(ObjectReader& from, ParallelPlan& plan) {
                            {{"tp-cp-ep-dp-pp", "tp-cp-ep-dp-pp"}, {"tp-cp-ep-pp-dp", "tp-cp-ep-pp-dp"}})
       .boolean("sequence_parallel", plan.sequence_parallel)
       .integer("zero_stage", plan.zero_stage, {0, 3})
+      .integer("zero_shard_size", plan.zero_shard_size, {0, 10'000'000})
       .choice<std::optional<GradSync>>(
           "grad_sync", plan.grad_sync,
           {{"last_micro_batch", GradSync::LastMicroBatch}, {"every_micro_batch", GradSync::EveryMicroBatch}})

@@ -83,6 +83,17 @@ TEST_CASE("each rule of a plan says what is wrong and what to do", "[plan]") {
   }
   SECTION("batch") {
     says(refusal(llama, [](auto& p) { p.dp = 3; }), {"$.global_batch_size = 4", "use 6"});
+    says(refusal(llama, [](auto& p) { p.dp = 4, p.zero_shard_size = 2; }), {"$.zero_shard_size = 2", "from ZeRO 1 on"});
+    says(refusal(llama, [](auto& p) { p.dp = p.cp = 2, p.zero_stage = 1, p.zero_shard_size = 3; }),
+         {"$.zero_shard_size = 3", "divide dp*cp = 4"});
+    says(refusal(llama, [](auto& p) { p.dp = 2, p.zero_stage = 3, p.zero_shard_size = 4; }), {"divide dp*cp = 2"});
+    // Twelve ranks hold what is dense, and six each half of the experts: blocks of four do not fit those.
+    const auto experts = [](ParallelPlan& p, std::int64_t shard_size) {
+      p.dp = 12, p.ep = 2, p.global_batch = 12, p.zero_stage = 3, p.zero_shard_size = shard_size;
+    };
+    says(refusal(mixtral, [&](auto& p) { experts(p, 4); }), {"$.zero_shard_size = 4", "dp*cp/ep = 6", "no less"});
+    for (const std::int64_t size : {0, 1, 2, 3, 6, 12})
+      CHECK(refusal(mixtral, [&](auto& p) { experts(p, size); }).empty());
     says(refusal(llama, [](auto& p) { p.grad_sync = GradSync::EveryMicroBatch; }), {"$.grad_sync", "ZeRO 2"});
   }
   SECTION("placement") {
@@ -102,6 +113,7 @@ TEST_CASE("each rule of a plan says what is wrong and what to do", "[plan]") {
 TEST_CASE("structs that never passed a reader are refused, not divided by", "[plan]") {
   const ModelSpec llama = shipped("tiny-llama");
   says(refusal(llama, [](auto& p) { p.tp = 0, p.dp = -1; }), {"$.tp = 0", "$.dp = -1"});
+  says(refusal(llama, [](auto& p) { p.zero_stage = 1, p.zero_shard_size = -1; }), {"$.zero_shard_size = -1"});
   says(refusal(llama, [](auto& p) { p.micro_batch = 0; }), {"$.micro_batch_size = 0"});
   says(all(validate(ParallelPlan{}, llama, nullptr)), {"$.sequence_length = 0", "$.global_batch_size = 0"});
   says(all(validate(ModelSpec{})), {"$.num_key_value_heads = 0", "$.hidden_size = 0"});
@@ -164,6 +176,7 @@ TEST_CASE("what validation accepts can be lowered, and is sound", "[plan]") {
     plan.sequence_parallel = coin();
     plan.zero_stage = pick({0, 1, 2, 3});
     if (plan.zero_stage >= 2 && coin()) plan.grad_sync = static_cast<GradSync>(random.below(2));
+    if (plan.zero_stage >= 1 && coin()) plan.zero_shard_size = pick({1, 2, 3, 4});
     plan.recompute = static_cast<RecomputeMode>(random.below(3));
     plan.recompute_modules = {coin(), coin(), coin()};
     plan.precision = static_cast<Precision>(random.below(3));
@@ -175,8 +188,8 @@ TEST_CASE("what validation accepts can be lowered, and is sound", "[plan]") {
     ++accepted;
     INFO("case " << i << " " << model.name << " layers " << model.num_hidden_layers << " tp" << plan.tp << " cp"
                  << plan.cp << " ep" << plan.ep << " pp" << plan.pp << " dp" << plan.dp << " vp" << plan.virtual_stages
-                 << " zero" << plan.zero_stage << " sp" << plan.sequence_parallel << " micro-batch " << plan.micro_batch
-                 << " batch " << plan.global_batch);
+                 << " zero" << plan.zero_stage << " over " << plan.zero_shard_size << " sp" << plan.sequence_parallel
+                 << " micro-batch " << plan.micro_batch << " batch " << plan.global_batch);
     const StepProgram program = lower(model, plan);
     REQUIRE(static_cast<std::int64_t>(program.stages.size()) == plan.pp);
     const Problems unsound = check(program);

@@ -70,6 +70,12 @@ TEST_CASE("broken scenario files") {
   SECTION("experts of a dense model") {
     expect(replaced(good(), "\"tp\": 2", "\"ep\": 2, \"tp\": 2"), {"$.plan.ep", "experts"});
   }
+  SECTION("shards of what is not sharded, of a size that does not divide the ranks") {
+    expect(replaced(good(), "\"tp\": 2", "\"tp\": 2, \"zero_shard_size\": 3"),
+           {"$.plan.zero_shard_size = 3", "from ZeRO 1 on", "set zero_stage", "divide dp*cp = 2", "choose a divisor"});
+    expect(replaced(good(), "\"tp\": 2", "\"tp\": 2, \"zero_stage\": 1, \"zero_shard_size\": -1"),
+           {"$.plan.zero_shard_size = -1"});
+  }
   SECTION("a misspelt choice") {
     expect(replaced(good(), "\"tp\": 2", "\"tp\": 2, \"schedule\": \"interleave\""), {"did you mean \"interleaved\""});
   }

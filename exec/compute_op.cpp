@@ -141,9 +141,8 @@ class Call {
   // --- optimizer state: a bucket, or this rank's share of it
 
   const Bucket& bucket() const { return place_.chunk->buckets[static_cast<std::size_t>(a_.bucket)]; }
-  bool sharded() const { return bucket().shard_elements != bucket().elements; }
   std::int64_t share_begin() const {
-    return sharded() ? mesh_.group_index(bucket().group, place_.rank) * bucket().shard_elements : 0;
+    return mesh_.group_index(bucket().sharding.shards, place_.rank) * bucket().shard_elements;
   }
 
   // The parts of this rank's share that belong to parameters which `wanted` takes, counted from the share's first
@@ -169,10 +168,10 @@ class Call {
     return share;
   }
 
-  // Every gradient counts once over all ranks: replicated state on the first data-parallel rank, tensor-replicated
-  // parameters on the first tensor-parallel one, tied copies never.
+  // Every gradient counts once over all ranks: of a shard's copies on the first rank, tensor-replicated parameters on
+  // the first tensor-parallel one, tied copies never.
   std::vector<Range> norm_ranges() const {
-    if (!sharded() && mesh_.group_index(bucket().group, place_.rank) != 0) return {};
+    if (mesh_.group_index(bucket().sharding.copies, place_.rank) != 0) return {};
     std::vector<Range> counted =
         ranges([&](const Param& param) { return !param.tied_copy && (!param.tp_replicated() || at_.tp == 0); });
     const std::int64_t shift = in_[0].size() == bucket().shard_elements ? 0 : share_begin();

@@ -21,9 +21,8 @@ using nlohmann::json;
 // Whether another rank that holds the same share of the same state saves it.
 bool saved_elsewhere(const StepInterpreter& rank, const Bucket& bucket, const Param& param) {
   const Coordinates at = rank.mesh().coordinates(rank.rank());
-  const bool replicated = bucket.shard_elements == bucket.elements;
-  return (replicated && rank.mesh().group_index(bucket.group, rank.rank()) != 0) ||
-         (param.tp_replicated() && at.tp != 0) || param.tied_copy;
+  return rank.mesh().group_index(bucket.sharding.copies, rank.rank()) != 0 || (param.tp_replicated() && at.tp != 0) ||
+         param.tied_copy;
 }
 
 // This rank's share of a bucket's state.

@@ -69,7 +69,7 @@ std::byte* StepInterpreter::frame(Role role, std::int64_t chunk) const {
 }
 
 std::int64_t StepInterpreter::share_begin(const Bucket& bucket) const {
-  return bucket.shard_elements == bucket.elements ? 0 : mesh_.group_index(bucket.group, rank_) * bucket.shard_elements;
+  return mesh_.group_index(bucket.sharding.shards, rank_) * bucket.shard_elements;
 }
 
 double StepInterpreter::scalar(std::int64_t offset_bytes) const {
@@ -172,11 +172,11 @@ void StepInterpreter::launch(StreamState& stream, const Launch& launch) {
   }
   const Op& op = program_.block(item).ops[index(launch.op)];
   const std::vector<Operand> in = operands(item, op.in), out = operands(item, op.out);
+  const Chunk* chunk = item.chunk < 0 ? nullptr : &stage_.chunks[index(item.chunk)];
   if (is_communication(op.kind)) {
-    stream.ticket = communicate(op, in, out);
+    stream.ticket = communicate(op, chunk, in, out);
     return;
   }
-  const Chunk* chunk = item.chunk < 0 ? nullptr : &stage_.chunks[index(item.chunk)];
   compute_op(op, {&program_, chunk, rank_, steps_, seed_}, in, out, kernels_);
   if (observer_) observer_(item, op, out);
 }
@@ -212,17 +212,23 @@ const Team& StepInterpreter::team(Group group, Stream stream) {
   return team;
 }
 
-Communicator::Ticket StepInterpreter::communicate(const Op& op, const std::vector<Operand>& in,
+Communicator::Ticket StepInterpreter::communicate(const Op& op, const Chunk* chunk, const std::vector<Operand>& in,
                                                   const std::vector<Operand>& out) {
   const Team& us = team(op.group, op.stream);
   const auto g = static_cast<std::int64_t>(us.ranks.size()), me = static_cast<std::int64_t>(us.me);
+  const auto part = [](const Operand& all, std::int64_t first, std::int64_t count) {
+    return Operand{static_cast<std::byte*>(all.data) + first * size_of(all.dtype), all.dtype, {count, 1, 1}};
+  };
   // This rank's block of a tensor that holds one for each member.
-  const auto own_block = [&](const Operand& all) {
-    const std::int64_t count = all.size() / g;
-    return Operand{static_cast<std::byte*>(all.data) + me * count * size_of(all.dtype), all.dtype, {count, 1, 1}};
+  const auto own_block = [&](const Operand& all) { return part(all, me * (all.size() / g), all.size() / g); };
+  // This rank's shard of a bucket, of which members hold copies.
+  const auto own_shard = [&](const Operand& all) {
+    return part(all, share_begin(chunk->buckets[index(op.attr.bucket)]), op.attr.m);
   };
   switch (op.kind) {
-    case OpKind::AllReduce: return communicator_.all_reduce(us, op.attr.reduce, in[0], out[0]);
+    case OpKind::AllReduce:
+      if (!op.attr.in_place) return communicator_.all_reduce(us, op.attr.reduce, in[0], out[0]);
+      return communicator_.all_reduce(us, op.attr.reduce, own_shard(in[0]), own_shard(out[0]));
     case OpKind::AllGather: return communicator_.all_gather(us, op.attr.in_place ? own_block(out[0]) : in[0], out[0]);
     case OpKind::ReduceScatter:
       return communicator_.reduce_scatter(us, in[0], op.attr.in_place ? own_block(out[0]) : out[0]);

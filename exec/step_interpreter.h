@@ -75,7 +75,7 @@ class StepInterpreter {
   bool ready(const Launch& launch) const;
   bool advance(std::size_t stream);
   void launch(StreamState& stream, const Launch& launch);
-  Communicator::Ticket communicate(const Op& op, const std::vector<kernels::Tensor>& in,
+  Communicator::Ticket communicate(const Op& op, const Chunk* chunk, const std::vector<kernels::Tensor>& in,
                                    const std::vector<kernels::Tensor>& out);
   Communicator::Ticket exchange_rows(const Op& op, const Team& team, const std::vector<kernels::Tensor>& in,
                                      const kernels::Tensor& out);

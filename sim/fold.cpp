@@ -498,7 +498,8 @@ class Quotient {
 std::vector<ChannelSort> channel_sorts(const ParallelPlan& plan) {
   const Mesh mesh(plan);
   std::vector<ChannelSort> sorts;
-  for (const Group group : {Group::Tp, Group::Cp, Group::DpCp, Group::Edp, Group::Embedding, Group::World}) {
+  for (const Group group : {Group::Tp, Group::Cp, Group::DpCp, Group::Edp, Group::DpCpShard, Group::DpCpCopy,
+                            Group::EdpShard, Group::EdpCopy, Group::Embedding, Group::World}) {
     if (mesh.group_size(group) > 1) sorts.push_back({ChannelKind::Ring, group, false});
   }
   if (plan.ep > 1) sorts.push_back({ChannelKind::AllToAll, Group::Ep, false});

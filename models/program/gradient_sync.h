@@ -12,7 +12,8 @@ namespace trainyard {
 TensorId grad_buffer(BlockBuilder& builder, const ParallelPlan& plan, const Chunk& chunk, std::int32_t bucket);
 
 /// Emits the reductions of one bucket that is complete: parameters with partial gradients over
-/// tp, then the bucket over its data-parallel group.
+/// tp, then the bucket over its data-parallel group. Where it is sharded that is a reduce-scatter to shards, and under
+/// hybrid sharding an all-reduce of each shard over its copies after it.
 void emit_bucket_sync(BlockBuilder& builder, const ParallelPlan& plan, const Chunk& chunk, std::int32_t bucket);
 
 /// Follows a backward pass: hands out gradient tensors, and reduces each bucket as soon as its

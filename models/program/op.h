@@ -64,7 +64,8 @@ enum class OpKind : std::uint8_t {
   XentLoss,       // in max, stats                           out loss f32[1] += scale * sum over rows of (log(sum) + max - target)
   XentGrad,       // in logits, max, stats, labels           out dlogits[T,Vl] = scale * dloss/dlogits
   // --- communication (group and stream name the communicator)
-  AllReduce,      // in x                                    out y (may be x); reduce: Sum or Max
+  AllReduce,      // in x                                    out y (may be x); reduce: Sum or Max. in_place: x is y is a bucket, of which only this
+                  //   rank's shard, of m elements, takes part
   AllGather,      // in x[n]                                 out y[g*n], blocks in group order. in_place: x is y; this rank's block of it is the input
   ReduceScatter,  // in x[g*n]                               out y[n], this rank's block of the sum. in_place: y is x; only this rank's block is valid after
   AllToAllCounts, // in counts i32[E]                        out recv i32[C=ep,El]: how many rows each source sends for each local expert
@@ -76,7 +77,8 @@ enum class OpKind : std::uint8_t {
   Copy,           // in x                                    out y = x, converted to y's type
   Accumulate,     // in x                                    out y += x
   SquaredNorm,    // in grads                                out sum f32[1] += sum of squares. grads is a bucket, of which this rank's block counts when
-                  //   the state is sharded, or the shard itself (by its size); tp-replicated parameters count on tp rank 0 only, tied copies never
+                  //   the state is sharded, or the shard itself (by its size); of a shard's copies the first rank's counts, tp-replicated
+                  //   parameters count on tp rank 0 only, tied copies never
   AdamW,          // in grads (as above), norm f32[1]        out params (the bucket, this rank's block), master f32[shard] +=, m f32 +=, v f32 +=; norm is
                   //   the global sum of squares; step size and clipping: OptimizerSpec; decay only where the bucket's table says so
   HostSync,       // the host waits for the stream (device-side counts are read back)
@@ -144,7 +146,7 @@ struct OpAttributes {
   bool reverse = false;                       // SortByExpert, AllToAllV
   std::int64_t segments = 1, rows_bound = 0;  // S; rows per segment R
   Reduce reduce = Reduce::Sum;
-  bool in_place = false;     // AllGather, ReduceScatter
+  bool in_place = false;     // AllReduce, AllGather, ReduceScatter
   double fill = 1;           // expected share of the rows of a bounded buffer that hold data (cost only)
   std::int32_t bucket = -1;  // SquaredNorm, AdamW, gradient collectives: index into the chunk's buckets
 };
@@ -164,7 +166,7 @@ struct Op {
   double bytes_read = 0;
   double bytes_written = 0;
   /// Communication: bytes of this rank's larger side (AllGather: output; ReduceScatter: input;
-  /// AllReduce: the buffer; AllToAll*: rows sent).
+  /// AllReduce: the buffer, or the shard of it; AllToAll*: rows sent).
   double payload_bytes = 0;
 };
 

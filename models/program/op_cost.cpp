@@ -71,6 +71,10 @@ void set_cost(Op& op, const std::vector<Tensor>& tensors) {
     case OpKind::AllGather: op.payload_bytes = filled_bytes(op, at(op.out[0])); break;
     default: break;
   }
+  if (op.kind == OpKind::AllReduce && op.attr.in_place) {
+    op.payload_bytes = static_cast<double>(op.attr.m * size_of(at(op.in[0]).dtype));  // m: elements of the shard
+    op.bytes_read = op.bytes_written = op.payload_bytes;
+  }
   if (op.kind == OpKind::SquaredNorm || op.kind == OpKind::AdamW) {
     // A bucket operand is touched only in this rank's block, as large as the optimizer state.
     if (op.kind == OpKind::AdamW) {

@@ -28,7 +28,7 @@ void ParamGather::gather(std::int32_t bucket, OpId after) {
   whole = builder_.transient(fmt::format("bucket{}.whole", bucket), param_dtype(plan_), Shape(b.elements));
   Op op;
   op.kind = OpKind::AllGather;
-  op.group = b.group;
+  op.group = b.sharding.shards;
   op.stream = Stream::Dp;
   op.label = fmt::format("bucket{}.gather", bucket);
   op.attr.bucket = bucket;

@@ -289,10 +289,11 @@ class Table {
 };
 
 // Places parameters one after another, those with partial gradients first so that one
-// all-reduce over tp covers them, and pads the bucket so that its group divides it.
+// all-reduce over tp covers them, and pads the bucket so that its group divides it, and any part of the group.
 Bucket lay_out(Group group, std::vector<Param> params, const ParallelPlan& plan) {
   Bucket bucket;
   bucket.group = group;
+  bucket.sharding = sharding(plan, group);
   std::int64_t offset = 0;
   for (const bool partial : {true, false}) {
     for (Param& param : params) {
@@ -302,9 +303,8 @@ Bucket lay_out(Group group, std::vector<Param> params, const ParallelPlan& plan)
       bucket.params.push_back(std::move(param));
     }
   }
-  const std::int64_t ranks = group_size(plan, group);
-  bucket.elements = round_up(offset, ranks * kAlignElements);
-  bucket.shard_elements = plan.zero_stage >= 1 ? bucket.elements / ranks : bucket.elements;
+  bucket.elements = round_up(offset, group_size(plan, group) * kAlignElements);
+  bucket.shard_elements = bucket.elements / group_size(plan, bucket.sharding.shards);
   return bucket;
 }
 
@@ -372,11 +372,11 @@ std::string layer_param(std::int64_t layer, const char* what) { return fmt::form
 
 bool reduces_every_micro_batch(const Bucket& bucket, const ParallelPlan& plan) {
   return plan.zero_stage >= 2 && plan.effective_grad_sync() == GradSync::EveryMicroBatch &&
-         group_size(plan, bucket.group) > 1;
+         group_size(plan, bucket.sharding.shards) > 1;
 }
 
 bool params_sharded(const Bucket& bucket, const ParallelPlan& plan) {
-  return plan.zero_stage >= 3 && group_size(plan, bucket.group) > 1;
+  return plan.zero_stage >= 3 && group_size(plan, bucket.sharding.shards) > 1;
 }
 
 std::int64_t param_elements(const Bucket& bucket, const ParallelPlan& plan) {

@@ -43,7 +43,7 @@ bool params_sharded(const Bucket& bucket, const ParallelPlan& plan);
 std::int64_t param_elements(const Bucket& bucket, const ParallelPlan& plan);
 
 /// True when gradients are summed over the bucket's group with every micro-batch (from ZeRO 2
-/// on).
+/// on, where there are shards). Under hybrid sharding that is all of it: within the shard group, then over copies.
 bool reduces_every_micro_batch(const Bucket& bucket, const ParallelPlan& plan);
 
 }  // namespace trainyard

@@ -107,14 +107,15 @@ struct Param {
 
 /// Parameters that are synchronised together, flat and padded so that the group divides them.
 struct Bucket {
-  Group group = Group::DpCp;  // DpCp for dense, Edp for expert parameters
+  Group group = Group::DpCp;                        // DpCp for dense, Edp for expert parameters
+  Sharding sharding{Group::DpCp, Group::DpCpCopy};  // of optimizer state; by ZeRO stage of gradients and parameters too
   std::vector<Param> params;
   /// Holds one of the two copies of a tied embedding: summed over both stages before anything else.
   bool tied_across_stages = false;
   std::int64_t elements = 0;            // padded
   std::int64_t param_offset_bytes = 0;  // in the chunk's Params frame
   std::int64_t grad_offset_bytes = 0;   // in the chunk's Grads frame
-  /// Elements of optimizer state on one rank: all, or elements / group size from ZeRO 1 on.
+  /// Elements of optimizer state on one rank: those that one of `sharding.shards` holds.
   std::int64_t shard_elements = 0;
   std::int64_t optimizer_offset_bytes = 0;  // master, m, v one after another, f32 (f64 under Precision::F64)
 };

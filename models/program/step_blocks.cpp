@@ -50,7 +50,7 @@ void sum_over(BlockBuilder& builder, Group group, TensorId scalar, const char* l
 
 // The optimizer writes a shard of a bucket that is stored whole: the step gathers it.
 bool gathered_by_step(const ParallelPlan& plan, const Bucket& bucket) {
-  return plan.zero_stage >= 1 && group_size(plan, bucket.group) > 1 && !params_sharded(bucket, plan);
+  return plan.zero_stage >= 1 && group_size(plan, bucket.sharding.shards) > 1 && !params_sharded(bucket, plan);
 }
 
 void gather_params(BlockBuilder& builder, const ParallelPlan& plan, const Chunk& chunk) {
@@ -60,7 +60,7 @@ void gather_params(BlockBuilder& builder, const ParallelPlan& plan, const Chunk&
     if (!gathered_by_step(plan, bucket)) continue;
     const auto index = static_cast<std::int32_t>(i);
     Op op = op_on_bucket(OpKind::AllGather, index, "gather");
-    op.group = bucket.group;
+    op.group = bucket.sharding.shards;
     op.stream = Stream::Dp;
     op.attr.in_place = true;
     op.in = {param_bucket(builder, plan, bucket, index)};

@@ -67,6 +67,36 @@ TEST_CASE("a checkpoint of one plan resumes under ten others with the same losse
   }
 }
 
+TEST_CASE("a checkpoint goes from hybrid sharding to full sharding to one rank, and back, with the same losses",
+          "[exec]") {
+  const ModelSpec model = byte_model(ModelFamily::Mixtral);
+  const auto make = [](std::int64_t dp, std::int64_t zero, std::int64_t shard_size) {
+    ParallelPlan plan = plan_for(8);
+    plan.dp = dp, plan.zero_stage = zero, plan.zero_shard_size = shard_size;
+    plan.bucket_bytes = 4096;
+    return plan;
+  };
+  const TextFile text;
+  const exec::Corpus corpus = exec::Corpus::open(text.path()).value();
+  const std::vector<double> want = losses(train_job(lower(model, make(1, 0, 0)), corpus, 10));
+  const TempDir dir;
+  std::vector<double> got;
+  std::optional<exec::SavedState> saved;
+  for (const ParallelPlan& plan : {make(4, 3, 2), make(4, 3, 0), make(1, 0, 0), make(4, 1, 2), make(8, 2, 4)}) {
+    const std::int64_t until = static_cast<std::int64_t>(got.size()) + 2;
+    const std::vector<double> more =
+        losses(train_job(lower(model, plan), corpus, until, {dir.path(), until, 9}, saved ? &*saved : nullptr));
+    got.insert(got.end(), more.begin(), more.end());
+    saved = exec::SavedState::open(exec::list_checkpoints(dir.path()).front()).value();
+    CHECK(saved->manifest().step == until);
+    // Copies are saved once, so none holds more than the state itself.
+    const StepProgram program = lower(model, plan);
+    REQUIRE(saved->fits(program).empty());
+  }
+  REQUIRE(got.size() == want.size());
+  for (std::size_t i = 0; i < got.size(); ++i) CHECK(got[i] == Approx(want[i]).epsilon(1e-10));
+}
+
 TEST_CASE("a run that was resumed is the run that was not, bit for bit", "[exec]") {
   const auto precision = GENERATE(Precision::F32, Precision::Bf16);
   const ModelSpec model = byte_model(ModelFamily::Grok1);

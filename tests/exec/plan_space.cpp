@@ -44,6 +44,7 @@ std::vector<Axis> axes(bool with_switches) {
       pipelines(),
       axis(&ParallelPlan::dp, {1L, 2L, 4L}),
       axis(&ParallelPlan::zero_stage, {0L, 1L, 2L, 3L}),
+      axis(&ParallelPlan::zero_shard_size, {0L, 2L}),
       axis(&ParallelPlan::recompute, {RecomputeMode::None, RecomputeMode::Selective, RecomputeMode::Full}),
       axis(&ParallelPlan::recompute_layers, {std::int64_t{0}, std::int64_t{1}}),
       axis(&ParallelPlan::micro_batch, {1L, 2L})};
@@ -58,7 +59,7 @@ std::vector<Axis> axes(bool with_switches) {
 }
 
 // A number for each pair of choices of two axes.
-constexpr std::size_t kMaxAxes = 16, kMaxChoices = 8, kOnes = kMaxAxes * kMaxChoices;
+constexpr std::size_t kMaxAxes = 32, kMaxChoices = 8, kOnes = kMaxAxes * kMaxChoices;
 
 template <class Visit>
 void for_each_pair(const Choices& point, Visit visit) {
@@ -76,7 +77,8 @@ PlanSpace::PlanSpace(std::vector<ModelSpec> models, ParallelPlan base, std::int6
   Choices point(all_axes.size() + 1, 0);
   while (true) {
     const ParallelPlan plan = plan_of(point);
-    const bool idle = plan.sequence_parallel && plan.tp == 1;
+    const bool idle = (plan.sequence_parallel && plan.tp == 1) ||
+                      (plan.zero_shard_size > 0 && plan.dp * plan.cp <= plan.zero_shard_size);
     if (!idle && plan.ranks() <= max_ranks && validate(plan, models[point[0]], nullptr).empty())
       points_.push_back(point);
     std::size_t a = 0;

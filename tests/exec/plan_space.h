@@ -13,9 +13,9 @@ using Choices = std::vector<std::uint8_t>;
 
 class PlanSpace {
  public:
-  /// The product of models, tp, sequence parallelism, cp, ep, pipelines of each schedule, dp, ZeRO stage, recompute and
-  /// micro-batch size, of at most `max_ranks` ranks, as far as it is valid. `with_switches`: also of overlap, gradient
-  /// synchronisation and bucket size.
+  /// The product of models, tp, sequence parallelism, cp, ep, pipelines of each schedule, dp, ZeRO stage, shard size,
+  /// recompute and micro-batch size, of at most `max_ranks` ranks, as far as it is valid. `with_switches`: also of
+  /// overlap, gradient synchronisation and bucket size.
   PlanSpace(std::vector<ModelSpec> models, ParallelPlan base, std::int64_t max_ranks, bool with_switches);
 
   [[nodiscard]] const std::vector<Choices>& points() const { return points_; }

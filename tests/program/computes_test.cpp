@@ -157,6 +157,31 @@ TEST_CASE("any plan trains as PyTorch does", "[program]") {
     plan.zero_stage = 3;
     plan.grad_sync = GradSync::LastMicroBatch;
   }
+  SECTION("hybrid sharding: two copies of optimizer state in two shards each") {
+    plan.dp = plan.cp = 2;
+    plan.zero_stage = 1;
+    plan.zero_shard_size = 2;
+  }
+  SECTION("hybrid ZeRO 2, reduced and summed over copies with every micro-batch") {
+    plan.dp = plan.cp = 2;
+    plan.zero_stage = 2;
+    plan.zero_shard_size = 2;
+    plan.bucket_bytes = 4096;
+  }
+  SECTION("hybrid ZeRO 3, with tp and copies of experts") {
+    plan.dp = plan.cp = plan.tp = 2;
+    plan.zero_stage = 3;
+    plan.zero_shard_size = 2;
+    plan.bucket_bytes = 1;
+  }
+  SECTION("hybrid ZeRO 3 over a pipeline, with whole gradients and experts that are sharded over all who hold them") {
+    plan.dp = plan.cp = plan.pp = 2;
+    plan.ep = moe ? 2 : 1;
+    plan.zero_stage = 3;
+    plan.zero_shard_size = 2;
+    plan.grad_sync = GradSync::LastMicroBatch;
+    plan.recompute = RecomputeMode::Full;
+  }
   SECTION("parameters gathered by the next step") {
     plan.dp = 2;
     plan.zero_stage = 1;

@@ -142,6 +142,7 @@ void sequence_parallel(ParallelPlan& plan) { plan.tp = 2, plan.sequence_parallel
 void data_parallel(ParallelPlan& plan) { plan.dp = 2; }
 void sharded_optimizer(ParallelPlan& plan) { plan.dp = 2, plan.zero_stage = 1; }
 void sharded_parameters(ParallelPlan& plan) { plan.dp = 2, plan.zero_stage = 3; }
+void hybrid_sharding(ParallelPlan& plan) { plan.dp = 4, plan.zero_stage = 1, plan.zero_shard_size = 2; }
 void context_parallel(ParallelPlan& plan) { plan.cp = 2; }
 void expert_parallel(ParallelPlan& plan) { plan.dp = plan.ep = 2; }
 void pipeline(ParallelPlan& plan) { plan.pp = 2; }
@@ -175,6 +176,8 @@ std::vector<Bug> bugs() {
        [](StepProgram& p) { change(p, OpKind::AllReduce, "dp_sync", leave_out); }},
       {"the gather of updated parameters is missing: weights go stale", Proof::SameLoss, F::Llama, sharded_optimizer,
        [](StepProgram& p) { change(p, OpKind::AllGather, ".gather", leave_out); }},
+      {"shards are not summed over their copies", Proof::Agreement, F::Llama, hybrid_sharding,
+       [](StepProgram& p) { change(p, OpKind::AllReduce, "copies_sync", leave_out); }},
       {"a layer of ZeRO 3 computes before its parameters have arrived", Proof::Check, F::Llama, sharded_parameters,
        [](StepProgram& p) {
          for (StageProgram& stage : p.stages) {
@@ -232,6 +235,10 @@ std::vector<Bug> bugs() {
        [](StepProgram& p) { change(p, OpKind::RouterGrad, "", [](Op& op) { op.attr.renormalize = true; }); }},
       {"the gradient norm counts a replicated parameter on every rank", Proof::SameLoss, F::Llama, tensor_parallel,
        [](StepProgram& p) { find_param(p, "attn_norm.weight").split0 = Split::Tp; }},
+      {"the gradient norm counts every copy of a shard", Proof::SameLoss, F::Llama, hybrid_sharding,
+       [](StepProgram& p) {
+         for (Bucket& bucket : p.stages[0].chunks[0].buckets) bucket.sharding.copies = Group::Tp;
+       }},
       {"norms decay", Proof::SameLoss, F::Llama, tensor_parallel,
        [](StepProgram& p) { find_param(p, "attn_norm.weight").decay = true; }},
       // Order and memory.

@@ -79,7 +79,7 @@ std::int32_t frame_of(const StageProgram& stage, Role role, std::int32_t chunk) 
 
 // This rank's share of a bucket's optimizer state: its first element.
 std::int64_t share_begin(const Mesh& mesh, const Bucket& bucket, std::int64_t rank) {
-  return bucket.shard_elements == bucket.elements ? 0 : mesh.group_index(bucket.group, rank) * bucket.shard_elements;
+  return mesh.group_index(bucket.sharding.shards, rank) * bucket.shard_elements;
 }
 
 }  // namespace
@@ -233,10 +233,19 @@ bool Reference::run_collective(Rank& rank, std::size_t stream, const Op& op) {
     }
     members.push_back(&member);
   }
+  Tensor shard;
   for (Rank* member : members) {
     const Launch launch = member->queue[stream][member->head[stream]];
     in.push_back(views(*member, launch.item, op_of(*member, launch)->in));
     out.push_back(views(*member, launch.item, op_of(*member, launch)->out));
+    if (op.kind != OpKind::AllReduce || !op.attr.in_place) continue;
+    // Of the bucket, this rank's shard.
+    const Chunk& chunk = member->stage->chunks[index(member->stage->items[index(launch.item)].chunk)];
+    const Bucket& bucket = chunk.buckets[index(op.attr.bucket)];
+    shard = *in.back()[0].tensor;
+    shard.shape = trainyard::Shape(bucket.shard_elements);
+    in.back()[0] = {&shard, in.back()[0].bytes + share_begin(mesh_, bucket, member->id) * size_of(shard.dtype)};
+    out.back() = in.back();
   }
   communicate(op, in, out);
   for (Rank* member : members) finish(*member, stream);

@@ -622,11 +622,7 @@ class Computation {
 
   const Bucket& bucket() const { return context_.chunk->buckets[static_cast<std::size_t>(a_.bucket)]; }
   // First element, in the bucket, of this rank's share.
-  Int share() const {
-    return bucket().shard_elements == bucket().elements
-               ? 0
-               : mesh_.group_index(bucket().group, context_.rank) * bucket().shard_elements;
-  }
+  Int share() const { return mesh_.group_index(bucket().sharding.shards, context_.rank) * bucket().shard_elements; }
   // The parameter that owns an element of the bucket; null in padding.
   const Param* owner(Int element) const {
     for (const Param& param : bucket().params) {
@@ -638,10 +634,8 @@ class Computation {
   Int first_grad(const View& grads) const { return grads.size() == bucket().shard_elements ? 0 : share(); }
 
   void squared_norm() {
-    // Replicated optimizer state is counted by the first data-parallel rank alone.
-    const bool replica =
-        bucket().shard_elements == bucket().elements && mesh_.group_index(bucket().group, context_.rank) != 0;
-    if (replica) return;
+    // Of a shard's copies the first is counted.
+    if (mesh_.group_index(bucket().sharding.copies, context_.rank) != 0) return;
     for (Int i = 0; i < bucket().shard_elements; ++i) {
       const Param* param = owner(share() + i);
       if (param == nullptr || param->tied_copy || (param->tp_replicated() && tp_index() != 0)) continue;

@@ -723,38 +723,41 @@ Param param(const char* name, Shape shape, std::int64_t offset, Split split0, bo
 }
 
 // Eight elements: a split matrix of 4, a replicated vector of 2, a tied copy of 1, one of padding.
-Bucket small_bucket(std::int64_t shards) {
+Bucket small_bucket(const ParallelPlan& plan) {
   Bucket bucket;
   bucket.group = Group::DpCp;
+  bucket.sharding = sharding(plan, bucket.group);
   bucket.params = {param("matrix", Shape(2, 2), 0, Split::Tp, true), param("norm", Shape(2), 4, Split::None, false),
                    param("copy", Shape(1), 6, Split::Tp, true)};
   bucket.params[2].tied_copy = true;
   bucket.elements = 8;
-  bucket.shard_elements = 8 / shards;
+  bucket.shard_elements = 8 / Mesh(plan).group_size(bucket.sharding.shards);
   return bucket;
 }
 
 }  // namespace
 
 TEST_CASE("the gradient norm counts every element once, whatever holds it", "[program][ops]") {
-  const bool sharded = GENERATE(false, true);
+  const bool sharded = GENERATE(false, true), hybrid = GENERATE(false, true);
   const bool shard_buffer = sharded && GENERATE(false, true);
   ParallelPlan plan;
-  plan.tp = plan.dp = 2;
+  plan.tp = 2;
+  plan.dp = hybrid ? 4 : 2;
   plan.zero_stage = sharded ? 1 : 0;
+  plan.zero_shard_size = sharded && hybrid ? 2 : 0;
   const Mesh mesh(plan);
   OpAttributes attr;
   attr.bucket = 0;
   double total = 0;
-  for (std::int64_t rank = 0; rank < 4; ++rank) {
+  for (std::int64_t rank = 0; rank < mesh.ranks(); ++rank) {
     const Coordinates at = mesh.coordinates(rank);
     Bench b(plan, rank);
-    b.chunk().buckets = {small_bucket(sharded ? 2 : 1)};
+    b.chunk().buckets = {small_bucket(plan)};
     // Matrix elements differ by tp rank, the vector's do not; copies and padding must not count.
     const std::vector<double> values{1.0 + 10.0 * static_cast<double>(at.tp), 2, 3, 4, 5, 6, 1e3, kNan};
     const View grads = b.poison(Shape(shard_buffer ? 4 : 8)), norm = b.constant(Shape(1), 0);
     for (std::int64_t i = 0; i < 8; ++i) {
-      const bool mine = !sharded || i / 4 == at.dp;
+      const bool mine = !sharded || i / 4 == at.dp % 2;
       if (mine) grads.f()[shard_buffer ? i % 4 : i] = values[static_cast<std::size_t>(i)];
     }
     b.run(OpKind::SquaredNorm, attr, {grads}, {norm});
@@ -772,7 +775,7 @@ TEST_CASE("AdamW steps as PyTorch's, on this rank's share, clipped by the global
   plan.optimizer.clip_grad = GENERATE(0.0, 2.0, 100.0);
   const double clip = plan.optimizer.clip_grad == 2.0 ? 2.0 / 8.0 : 1.0;  // the norm is 8
   Bench b(plan, 1);
-  b.chunk().buckets = {small_bucket(2)};
+  b.chunk().buckets = {small_bucket(plan)};
   b.chunk().buckets[0].params[2].rate_scale = 0.25;  // as a parameter group of torch with a rate of its own
   OpAttributes attr;
   attr.bucket = 0;

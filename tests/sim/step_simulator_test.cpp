@@ -76,6 +76,16 @@ ParallelPlan small_plan(const ModelSpec& model, RandomStream& random) {
   return plan;
 }
 
+// Hybrid sharding where a drawn size of blocks allows it.
+void shard_in_blocks(const ModelSpec& model, ParallelPlan& plan, RandomStream& random) {
+  const std::int64_t stage = 1 + static_cast<std::int64_t>(random.below(3)),
+                     size = 2 + static_cast<std::int64_t>(random.below(3));
+  ParallelPlan hybrid = plan;
+  hybrid.zero_stage = stage;
+  hybrid.zero_shard_size = size;
+  if (random.below(2) == 0 && validate(hybrid, model, nullptr).empty()) plan = hybrid;
+}
+
 std::vector<InjectedFault> some_degradations(const ClusterSpec& cluster, const ParallelPlan& plan,
                                              RandomStream& random) {
   std::vector<InjectedFault> out;
@@ -130,13 +140,14 @@ std::vector<std::pair<double, double>> by_rank(const StepProgram& program, const
 }  // namespace
 
 TEST_CASE("folding and merging change nothing", "[sim]") {
-  RandomStream random(17, "fold"), placing(17, "places");
+  RandomStream random(17, "fold"), placing(17, "places"), sharding(17, "shards");
   std::size_t folded_classes = 0, ranks = 0;
   for (int i = 0; i < (testing::kSanitized ? 60 : 200); ++i) {
     ModelSpec model = tiny_model(static_cast<ModelFamily>(random.below(4)));
     model.num_hidden_layers = 8;
     const ClusterSpec cluster = small_cluster(random);
-    const ParallelPlan plan = small_plan(model, random);
+    ParallelPlan plan = small_plan(model, random);
+    shard_in_blocks(model, plan, sharding);
     const StepProgram program = lower(model, plan);
     StepOptions options;
     options.degradations = some_degradations(cluster, plan, random);
@@ -146,7 +157,7 @@ TEST_CASE("folding and merging change nothing", "[sim]") {
                              << f.node << " dev " << f.device << " x" << f.factor);
     INFO("case " << i << " " << model.name << " tp" << plan.tp << " cp" << plan.cp << " ep" << plan.ep << " pp"
                  << plan.pp << " dp" << plan.dp << " vp" << plan.virtual_stages << " zero" << plan.zero_stage
-                 << " degradations " << options.degradations.size());
+                 << " over " << plan.zero_shard_size << " degradations " << options.degradations.size());
     const StepResult folded = simulated(program, cluster, options);
     StepOptions unmerged = options;
     unmerged.merge = false;
@@ -196,6 +207,43 @@ TEST_CASE("the same step twice has the same trace, another has not", "[sim]") {
   StepOptions slow;
   slow.degradations = {{InjectedKind::GpuSlow, 0, std::nullopt, 0, 1, 2}};
   CHECK(simulated(program, cluster, slow).trace_hash != first.trace_hash);
+}
+
+TEST_CASE("shards over all ranks take the same steps whether a plan says so or not", "[sim]") {
+  const ClusterSpec cluster = node_of_four();
+  ParallelPlan plan = tiny_plan();
+  plan.precision = Precision::Bf16;
+  plan.dp = 8;
+  plan.global_batch = 8;
+  plan.zero_stage = 3;
+  const auto hash_over = [&](std::int64_t shard_size) {
+    plan.zero_shard_size = shard_size;
+    return simulated(lower(tiny_model(ModelFamily::Llama), plan), cluster, {}).trace_hash;
+  };
+  const std::uint64_t all = hash_over(0);
+  CHECK(hash_over(8) == all);
+  CHECK(hash_over(4) != all);
+}
+
+TEST_CASE("of hybrid sharding the fabric sees the sums over copies alone", "[sim]") {
+  // A NIC so slow that only its bytes matter. Copies of four ranks fill a node: gathers and reduce-scatters stay there,
+  // and a ring over the copies carries each shard 2*(r-1)/r times.
+  ClusterSpec cluster = node_of_four();
+  cluster.nic_bytes_per_s = 1e5;
+  ParallelPlan plan = tiny_plan();
+  plan.precision = Precision::Bf16;
+  plan.dp = 32;
+  plan.zero_stage = GENERATE(1, 2, 3);
+  plan.zero_shard_size = 4;
+  plan.global_batch = 64;
+  const StepProgram program = lower(tiny_model(ModelFamily::Llama), plan);
+  double shard_bytes = 0;
+  for (const Bucket& bucket : program.stages[0].chunks[0].buckets)
+    shard_bytes += 4.0 * static_cast<double>(bucket.shard_elements);  // gradients in f32
+  const double syncs = plan.effective_grad_sync() == GradSync::EveryMicroBatch ? 2 : 1, copies = 8;
+  const double sent = syncs * 2 * (copies - 1) / copies * shard_bytes;
+  CHECK(simulated(program, cluster, {}).time_s ==
+        Approx(sent / h100().nic_payload_rate(cluster.nic_bytes_per_s)).epsilon(0.01));
 }
 
 TEST_CASE("one slow GPU slows everyone, by what it computes", "[sim]") {

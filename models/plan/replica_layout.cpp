@@ -1,6 +1,5 @@
 #include "models/plan/replica_layout.h"
 
-#include <algorithm>
 #include <numeric>
 #include <set>
 
@@ -10,14 +9,26 @@ namespace trainyard {
 
 ReplicaLayout replica_layout(const ParallelPlan& plan, std::int64_t gpus_per_node) {
   const Mesh mesh(plan);
-  // Data-parallel indices are put together until they fill whole nodes, and no expert group is split. The stages of one
-  // index follow one another, or lie apart.
+  // Data-parallel indices are put together until they fill whole nodes, and neither an expert group nor a copy of the
+  // state is split. A copy that all of them share is: what is left of them shards anew. The stages of one index follow
+  // one another, or lie apart.
   const bool stages_together = plan.order == "tp-cp-ep-pp-dp";
   const std::int64_t block = plan.tp * plan.cp * (stages_together ? plan.pp : 1);
   const std::int64_t to_fill_nodes = gpus_per_node / std::gcd(gpus_per_node, block);
-  const std::int64_t together = std::lcm(to_fill_nodes, std::max<std::int64_t>(1, plan.ep / plan.cp));
+  // Indices that hold whole blocks of so many context and data parallel ranks.
+  const auto to_hold = [&](std::int64_t ranks) { return ranks / std::gcd(ranks, plan.cp); };
+  std::int64_t together = std::lcm(to_fill_nodes, to_hold(plan.ep));
   ReplicaLayout layout;
-  layout.hold_all = plan.zero_stage == 0;
+  layout.hold_all = true;
+  for (const Group group : {Group::DpCp, Group::Edp}) {
+    const Group shards = sharding(plan, group).shards;
+    const std::int64_t stride = group == Group::Edp ? plan.ep : 1;
+    if (shards == group) {
+      layout.hold_all = false;
+    } else {
+      together = std::lcm(together, to_hold(mesh.group_size(shards) * stride));
+    }
+  }
   if (together >= plan.dp || plan.dp % together != 0) return layout;
   layout.replicas = plan.dp / together;
   for (std::int64_t replica = 0; replica < layout.replicas; ++replica) {

@@ -9,11 +9,12 @@
 namespace trainyard {
 
 struct ReplicaLayout {
-  /// The least that holds whole nodes, and whole groups of expert parallel ranks. 1: the job cannot be divided.
+  /// The least that holds whole nodes, whole groups of expert parallel ranks, and whole copies of what is sharded over
+  /// less than all data-parallel ranks. 1: the job cannot be divided.
   std::int64_t replicas = 1;
   /// Node positions, those of replica 0 first. Empty for one replica.
   std::vector<std::int64_t> positions;
-  /// Each holds the whole training state: nothing is sharded over data parallelism.
+  /// Each holds the whole training state: nothing is sharded over several of them.
   bool hold_all = false;
 };
 

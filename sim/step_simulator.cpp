@@ -53,7 +53,7 @@ std::vector<double> contention_in(const StepResult& step, double slowdown) {
   constexpr StepPart kExposed[] = {StepPart::ExposedTp, StepPart::ExposedCp, StepPart::ExposedEp, StepPart::ExposedDp};
   std::vector<double> out;
   for (const StepClass& its : step.classes) {
-    double beside_s = 0;
+    double beside_s = its.busy_s[static_cast<std::size_t>(Stream::DpCopies)];  // its exposed time is in that of Dp
     for (std::size_t i = 0; i < std::size(kStreams); ++i)
       beside_s += its.busy_s[static_cast<std::size_t>(kStreams[i])] - its.part_s[static_cast<std::size_t>(kExposed[i])];
     const double kernels_s = its.busy_s[static_cast<std::size_t>(Stream::Compute)];

@@ -39,9 +39,9 @@ Op collective(OpKind kind, Group group, Stream stream, std::string label, Tensor
 bool spread_over(const ParallelPlan& plan, Group group) { return group_size(plan, group) > 1; }
 
 // Sums shards over their copies. `grads` is the shard, or a bucket that holds it in its place.
-void sum_copies(BlockBuilder& builder, const Bucket& b, std::int32_t bucket, const char* what, TensorId grads) {
-  Op sum =
-      collective(OpKind::AllReduce, b.sharding.copies, Stream::Dp, bucket_name(bucket, what), grads, grads, bucket);
+void sum_copies(BlockBuilder& builder, const Bucket& b, std::int32_t bucket, TensorId grads) {
+  Op sum = collective(OpKind::AllReduce, b.sharding.copies, Stream::DpCopies, bucket_name(bucket, "copies_sync"), grads,
+                      grads, bucket);
   sum.attr.in_place = builder.tensor(grads).shape.elements() > b.shard_elements;
   if (sum.attr.in_place) sum.attr.m = b.shard_elements;
   builder.add(std::move(sum));
@@ -66,11 +66,10 @@ void emit_bucket_sync(BlockBuilder& builder, const ParallelPlan& plan, const Chu
   if (!spread_over(plan, b.group)) return;
   const TensorId grads = grad_buffer(builder, plan, chunk, bucket);
   const bool sharded = spread_over(plan, b.sharding.shards);
-  if (sharded) {
-    builder.add(collective(OpKind::ReduceScatter, b.sharding.shards, Stream::Dp, bucket_name(bucket, "dp_sync"), grads,
-                           grads, bucket));
-  }
-  if (spread_over(plan, b.sharding.copies)) sum_copies(builder, b, bucket, sharded ? "copies_sync" : "dp_sync", grads);
+  const OpKind kind = sharded ? OpKind::ReduceScatter : OpKind::AllReduce;
+  const Group group = sharded ? b.sharding.shards : b.group;
+  builder.add(collective(kind, group, Stream::Dp, bucket_name(bucket, "dp_sync"), grads, grads, bucket));
+  if (sharded && spread_over(plan, b.sharding.copies)) sum_copies(builder, b, bucket, grads);
 }
 
 GradientSync::GradientSync(BlockBuilder& builder, const ParallelPlan& plan, const Chunk& chunk, bool last_micro_batch)
@@ -126,7 +125,7 @@ void GradientSync::reduce_staged(std::int32_t bucket) {
       builder_.transient(bucket_name(bucket, "staging.shard"), grad_dtype(plan_), Shape(b.shard_elements));
   builder_.add(collective(OpKind::ReduceScatter, b.sharding.shards, Stream::Dp, bucket_name(bucket, "dp_sync"), whole,
                           shard, bucket));
-  if (spread_over(plan_, b.sharding.copies)) sum_copies(builder_, b, bucket, "copies_sync", shard);
+  if (spread_over(plan_, b.sharding.copies)) sum_copies(builder_, b, bucket, shard);
   accumulate_pending();
   pending_bucket_ = bucket;
   pending_shard_ = shard;

@@ -54,8 +54,8 @@ const char* to_string(OpKind kind) {
 
 const char* to_string(Stream stream) {
   static constexpr const char* kNames[] = {
-      "compute",          "tp", "cp", "ep", "pp", "pp.forward.send", "pp.forward.recv", "pp.backward.send",
-      "pp.backward.recv", "dp"};
+      "compute",          "tp", "cp",       "ep", "pp", "pp.forward.send", "pp.forward.recv", "pp.backward.send",
+      "pp.backward.recv", "dp", "dp.copies"};
   static_assert(std::size(kNames) == kStreamCount);
   return kNames[static_cast<int>(stream)];
 }

@@ -98,9 +98,10 @@ enum class Stream : std::uint8_t {
   PpForwardRecv,
   PpBackwardSend,
   PpBackwardRecv,
-  Dp
+  Dp,
+  DpCopies,  // hybrid sharding: sums over copies, which gathers and reductions inside a copy need not wait for
 };
-inline constexpr int kStreamCount = static_cast<int>(Stream::Dp) + 1;
+inline constexpr int kStreamCount = static_cast<int>(Stream::DpCopies) + 1;
 const char* to_string(Stream stream);
 
 /// Up to three dimensions; unused ones are 1.

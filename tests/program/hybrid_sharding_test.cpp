@@ -69,7 +69,10 @@ TEST_CASE("gathers and reduce-scatters stay inside a copy, and shards alone are 
   CHECK(payload_bytes(hybrid, OpKind::AllGather, Group::DpCpShard) ==
         payload_bytes(full, OpKind::AllGather, Group::DpCp));
   CHECK(payload_bytes(full, OpKind::AllGather, Group::DpCp) > 0);
-  for_each_op(hybrid, [](const Op& op, const Chunk*) { CHECK((op.group != Group::DpCp || op.attr.bucket < 0)); });
+  for_each_op(hybrid, [](const Op& op, const Chunk*) {
+    CHECK((op.group != Group::DpCp || op.attr.bucket < 0));
+    CHECK((op.group == Group::DpCpCopy) == (op.stream == Stream::DpCopies));  // gathers do not queue behind it
+  });
 }
 
 TEST_CASE("a rank holds a block's share: as with fewer ranks, not with more", "[program]") {

@@ -149,7 +149,8 @@ Problems check_memory(const Job& job) {
   problem.value = fmt::format("{} a GPU", format_bytes(peak));
   problem.rule = fmt::format("stage {} does not fit the {} of {}", job.fullest_stage(),
                              format_bytes(job.hardware.memory_bytes), job.hardware.name);
-  problem.fix = "recompute more, shard more (tp, pp, zero_stage), or use smaller micro-batches";
+  problem.fix =
+      "recompute more, shard more (tp, pp, zero_stage, a larger zero_shard_size), or use smaller micro-batches";
   problem.kind = ProblemKind::Infeasible;
   return {problem};
 }

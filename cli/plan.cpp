@@ -61,6 +61,13 @@ std::string shape_text(const Shape& shape) {
   return text;
 }
 
+// Where gradients are summed: over the group at once, or over a shard's ranks and then over its copies.
+std::string synchronised_over(const Bucket& bucket) {
+  const auto [shards, copies] = bucket.sharding;
+  if (shards == bucket.group || copies == bucket.group) return to_string(bucket.group);
+  return fmt::format("{}, then {}", to_string(shards), to_string(copies));
+}
+
 // Parameters of the first chunk that has a layer, and of those that hold the embedding and the head: the rest repeat.
 json sharding_table(const Job& job) {
   json rows = json::array();
@@ -74,7 +81,7 @@ json sharding_table(const Job& job) {
           rows.push_back({{"param", of_layer ? param.name.substr(7) : param.name},
                           {"spec", partition_spec(param)},
                           {"local_shape", shape_text(param.local_shape)},
-                          {"synchronised_over", to_string(bucket.group)},
+                          {"synchronised_over", synchronised_over(bucket)},
                           {"stage", stage.stage}});
         }
       }

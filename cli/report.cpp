@@ -203,6 +203,7 @@ json make_report(const Job& job, const Simulated& simulated) {
                  {"virtual_stages", plan.virtual_stages},
                  {"zero_stage", plan.zero_stage},
                  {"micro_batches", plan.micro_batches()}};
+  if (plan.zero_shard_size > 0) out["plan"]["zero_shard_size"] = plan.zero_shard_size;
   out["step"] = step_json(job, simulated.step);
   add_memory(out["step"], job);
   if (simulated.healthy) out["healthy_step"] = step_json(job, *simulated.healthy);
@@ -424,15 +425,17 @@ std::string causes_text(const json& policy) {
 
 std::string report_text(const json& report) {
   const json& plan = report["plan"];
+  std::string zero = fmt::format("ZeRO {}", plan["zero_stage"].get<int>());
+  if (plan.contains("zero_shard_size")) zero += fmt::format(" over {}", plan["zero_shard_size"].get<std::int64_t>());
   std::string out = fmt::format("{}   seed {}   trainyard {} ({})\n", report["scenario"].get<std::string>(),
                                 report["seed"].get<std::uint64_t>(), report["version"].get<std::string>(),
                                 report["commit"].get<std::string>());
-  out += fmt::format("{} on {} of {} GPUs of {}: tp {} cp {} ep {} pp {}x{} dp {}, ZeRO {}, {} micro-batch{}\n\n",
+  out += fmt::format("{} on {} of {} GPUs of {}: tp {} cp {} ep {} pp {}x{} dp {}, {}, {} micro-batch{}\n\n",
                      report["model"].get<std::string>(), format_count(report["gpus"]),
                      format_count(report["cluster_gpus"]), report["cluster"].get<std::string>(), plan["tp"].get<int>(),
                      plan["cp"].get<int>(), plan["ep"].get<int>(), plan["pp"].get<int>(),
-                     plan["virtual_stages"].get<int>(), plan["dp"].get<int>(), plan["zero_stage"].get<int>(),
-                     plan["micro_batches"].get<int>(), plan["micro_batches"] == 1 ? "" : "es");
+                     plan["virtual_stages"].get<int>(), plan["dp"].get<int>(), zero, plan["micro_batches"].get<int>(),
+                     plan["micro_batches"] == 1 ? "" : "es");
   out += step_text(report) + memory_text(report);
   if (report.contains("policies")) {
     const json& policies = report["policies"];

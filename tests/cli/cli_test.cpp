@@ -382,6 +382,27 @@ TEST_CASE("programs are shown and proved", "[cli]") {
   CHECK(contains(yard.run("plan show scenarios/tiny/llama.json").out, "P(tp, None)"));
 }
 
+TEST_CASE("plans and reports say over how many ranks a copy is sharded", "[cli]") {
+  const Yard yard;
+  const auto job = [&](const std::string& keys) {
+    return "'" +
+           yard.file("job.json", R"({ "schema": 1, "name": "blocks",
+      "model": ")" + std::string(TRAINYARD_SOURCE_DIR) +
+                                     R"(/scenarios/models/tiny-llama.json",
+      "plan": { "dp": 8, "sequence_length": 16, "global_batch_size": 8, "zero_stage": 3)" +
+                                     keys + R"( },
+      "cluster": ")" + TRAINYARD_SOURCE_DIR +
+                                     R"(/scenarios/clusters/two-racks.json" })") +
+           "'";
+  };
+  const std::string hybrid = job(R"(, "zero_shard_size": 4)");
+  CHECK(contains(yard.run("plan show " + hybrid).out, "dp_cp_shard, then dp_cp_copy"));
+  CHECK(contains(yard.run("sim run --no-store -q " + hybrid).out, "dp 8, ZeRO 3 over 4, 1 micro-batch"));
+  const std::string full = job("");
+  CHECK(!contains(yard.run("plan show " + full).out, "dp_cp_shard"));
+  CHECK(contains(yard.run("sim run --no-store -q " + full).out, "dp 8, ZeRO 3, 1 micro-batch"));
+}
+
 TEST_CASE("completion scripts parse", "[cli]") {
   const Yard yard;
   const std::string script = yard.file("completion.bash", yard.run("completion bash").out);

@@ -196,7 +196,17 @@ class RunReader {
       plan_.zero_stage = 1;
       assume("ZeRO 1 for 2, which a pipeline cannot use");
     }
+    shard_size();
     return "";
+  }
+
+  void shard_size() {
+    const std::int64_t size = row_.integer("fsdp_shard_size").value_or(0), group = plan_.dp * plan_.cp;
+    if (plan_.zero_stage == 0 || size <= 0 || size == group) return;
+    if (size < group && group % size == 0)
+      plan_.zero_shard_size = size;
+    else
+      assume(fmt::format("shards over all {} data-parallel ranks rather than over {}", group, size));
   }
 
   std::string measured() {

@@ -71,6 +71,28 @@ TEST_CASE("a set of one's own is read in both forms", "[cli]") {
   CHECK(both["skipped"][0] == json{{"id", "b"}, {"source", "somebody"}, {"reason", "experts"}});
 }
 
+TEST_CASE("the ranks that a row shards over are its plan's", "[cli]") {
+  const Yard yard;
+  const auto predicted = [&](const std::string& keys) {
+    const std::string set =
+        yard.file("set.json", R"({"groups": [{"common": )" + kRow + R"(}, "rows": [{"id": "a", "tp": 1,
+      "num_gpus": 16, "num_nodes": 2, "global_batch_seqs": 16, "zero_stage": 3)" +
+                                  keys + "}]}]}");
+    return json::parse(yard.run("validate --json --set '" + set + "'").out)["results"][0];
+  };
+  const json over_all = predicted("");
+  CHECK(predicted(R"(, "fsdp_shard_size": 8)")["predicted_s"] != over_all["predicted_s"]);
+  CHECK(predicted(R"(, "fsdp_shard_size": 8)")["assumed"] == over_all["assumed"]);
+  for (const char* same : {R"(, "fsdp_shard_size": 16)", R"(, "fsdp_shard_size": 0)"})
+    CHECK(predicted(same) == over_all);
+  // Neither does five divide the ranks, nor are there 32.
+  for (const char* cannot_be : {R"(, "fsdp_shard_size": 5)", R"(, "fsdp_shard_size": 32)"}) {
+    const json row = predicted(cannot_be);
+    CHECK(row["predicted_s"] == over_all["predicted_s"]);
+    CHECK(contains(row["assumed"].dump(), "shards over all 16 data-parallel ranks"));
+  }
+}
+
 TEST_CASE("a broken set is refused with its place, and a row that cannot be is skipped with its rule", "[cli]") {
   const Yard yard;
   const auto with = [&](const std::string& row) {

@@ -73,6 +73,7 @@ TEST_CASE("a checkpoint goes from hybrid sharding to full sharding to one rank, 
   const auto make = [](std::int64_t dp, std::int64_t zero, std::int64_t shard_size) {
     ParallelPlan plan = plan_for(8);
     plan.dp = dp, plan.zero_stage = zero, plan.zero_shard_size = shard_size;
+    plan.ep = dp == 8 ? 2 : 1;
     plan.bucket_bytes = 4096;
     return plan;
   };
@@ -81,18 +82,22 @@ TEST_CASE("a checkpoint goes from hybrid sharding to full sharding to one rank, 
   const std::vector<double> want = losses(train_job(lower(model, make(1, 0, 0)), corpus, 10));
   const TempDir dir;
   std::vector<double> got;
+  std::vector<std::size_t> files;
   std::optional<exec::SavedState> saved;
-  for (const ParallelPlan& plan : {make(4, 3, 2), make(4, 3, 0), make(1, 0, 0), make(4, 1, 2), make(8, 2, 4)}) {
+  for (const ParallelPlan& plan : {make(4, 3, 2), make(4, 3, 0), make(1, 0, 0), make(4, 1, 2), make(8, 2, 2)}) {
+    const StepProgram program = lower(model, plan);
+    if (saved) REQUIRE(saved->fits(program).empty());
     const std::int64_t until = static_cast<std::int64_t>(got.size()) + 2;
     const std::vector<double> more =
-        losses(train_job(lower(model, plan), corpus, until, {dir.path(), until, 9}, saved ? &*saved : nullptr));
+        losses(train_job(program, corpus, until, {dir.path(), until, 9}, saved ? &*saved : nullptr));
     got.insert(got.end(), more.begin(), more.end());
     saved = exec::SavedState::open(exec::list_checkpoints(dir.path()).front()).value();
     CHECK(saved->manifest().step == until);
-    // Copies are saved once, so none holds more than the state itself.
-    const StepProgram program = lower(model, plan);
-    REQUIRE(saved->fits(program).empty());
+    files.push_back(saved->manifest().files.size());
   }
+  // Of copies the first is saved: by two of four ranks; of two halves of the experts in two shards each, by four of
+  // eight.
+  CHECK(files == std::vector<std::size_t>{2, 4, 1, 2, 4});
   REQUIRE(got.size() == want.size());
   for (std::size_t i = 0; i < got.size(); ++i) CHECK(got[i] == Approx(want[i]).epsilon(1e-10));
 }

@@ -80,6 +80,7 @@ TEST_CASE("both communicators agree", "[exec]") {
     plan.pp = plan.dp = plan.ep = 2, plan.zero_stage = 3;
     family = ModelFamily::Mixtral;
   }
+  SECTION("hybrid sharding") { plan.dp = 4, plan.zero_stage = 3, plan.zero_shard_size = 2; }
   SECTION("bf16") {
     plan.dp = plan.tp = 2, plan.zero_stage = 1, plan.precision = Precision::Bf16, plan.fp32_gradients = false;
   }

@@ -6,6 +6,7 @@
 #include <map>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "cli/chart.h"
 #include "cli/csv.h"
@@ -81,6 +82,48 @@ json noise_floor(const std::vector<const Prediction*>& predictions) {
   return {{"jobs", spreads.size()}, {"median_spread", median(spreads)}};
 }
 
+/// Where the predicted seconds go, in the order in which the model is built up: kernels as an average rank alone on its
+/// GPU runs them, what each layer of parallelism adds that compute does not hide, and what slows all kernels.
+json waterfall(const Prediction& its) {
+  const auto part = [&](StepPart which) { return its.part_s[static_cast<std::size_t>(which)]; };
+  const double slower = its.contention * its.slowest_rank;
+  const double kernels = part(StepPart::Gemm) + part(StepPart::Attention) + part(StepPart::MemoryBound) +
+                         part(StepPart::Recompute) + part(StepPart::Optimizer);
+  const bool gathers = its.run->scenario.plan.zero_stage == 3;
+  json out{
+      {"gemm", part(StepPart::Gemm) / slower},
+      {"attention", part(StepPart::Attention) / slower},
+      {"recompute", part(StepPart::Recompute) / slower},
+      {"memory_bound", part(StepPart::MemoryBound) / slower},
+      {"pipeline_fill_and_uneven_stages", part(StepPart::Bubble)},
+      {"tensor_and_context_parallel", part(StepPart::ExposedTp) + part(StepPart::ExposedCp)},
+      {"fsdp_gather_and_scatter", gathers ? part(StepPart::ExposedDp) : 0.0},
+      {"sm_contention", kernels - kernels / its.contention},
+      {"last_sync_and_optimizer", part(StepPart::Optimizer) / slower + (gathers ? 0.0 : part(StepPart::ExposedDp))},
+      {"host", part(StepPart::HostSync)},
+      {"jitter", (kernels - kernels / its.slowest_rank) / its.contention},
+      {"p2p", part(StepPart::ExposedPp)}};
+  if (part(StepPart::ExposedEp) > 0) out["experts"] = part(StepPart::ExposedEp);
+  return out;
+}
+
+/// By source the mean share that each term has of the predicted step.
+json mean_waterfalls(const std::vector<const Prediction*>& predictions) {
+  json out = json::object();
+  std::map<std::string, double> rows;
+  for (const Prediction* its : predictions) {
+    rows[its->run->source] += 1;
+    const json terms = waterfall(*its);
+    for (const auto& [term, seconds] : terms.items()) {
+      json& share = out[its->run->source][term];
+      share = (share.is_null() ? 0.0 : share.get<double>()) + seconds.get<double>() / its->step_s;
+    }
+  }
+  for (auto& [source, terms] : out.items())
+    for (auto& [term, share] : terms.items()) share = share.get<double>() / rows[source];
+  return out;
+}
+
 json result(const Prediction& its) {
   json parts = json::object();
   for (std::size_t p = 0; p < its.part_s.size(); ++p)
@@ -96,6 +139,7 @@ json result(const Prediction& its) {
            {"predicted_s", its.step_s},
            {"error", its.error()},
            {"parts", parts},
+           {"waterfall", waterfall(its)},
            {"peak_bytes", its.peak_bytes}};
   if (its.run->peak_memory_bytes) out["measured_peak_bytes"] = *its.run->peak_memory_bytes;
   out["fits"] = its.fits();
@@ -155,6 +199,30 @@ std::map<std::string, std::size_t> reasons_of(const json& report) {
   return reasons;
 }
 
+/// A line for each source, a column for each term.
+std::vector<std::vector<std::string>> waterfall_rows(const json& waterfalls) {
+  std::vector<std::vector<std::string>> rows;
+  for (const auto& [source, terms] : waterfalls.items()) {
+    rows.push_back({source.size() > 40 ? source.substr(0, 37) + "..." : source});
+    for (const auto& [term, share] : terms.items())
+      rows.back().push_back(share > 0 ? fmt::format("{:.1f}", 100 * share.get<double>()) : "");
+  }
+  return rows;
+}
+const std::vector<std::string> kWaterfallHead{"% of the prediction",
+                                              "gemm",
+                                              "attn",
+                                              "again",
+                                              "memory",
+                                              "pipe",
+                                              "tp cp",
+                                              "fsdp",
+                                              "SMs",
+                                              "sync",
+                                              "host",
+                                              "jitter",
+                                              "p2p"};
+
 std::string worst_text(const json& results, std::size_t count) {
   std::vector<std::vector<std::string>> rows;
   for (const json* of : by_size(results, count)) {
@@ -196,6 +264,7 @@ json accuracy_report(const PublishedSet& set, const std::vector<Prediction>& pre
     out["null_model"] = null_model(timed);
     out["by_gpu"] = by(grouped(timed, [](const Prediction& p) { return p.run->gpu; }));
     out["by_stack"] = by(grouped(timed, [](const Prediction& p) { return p.stack; }));
+    out["waterfall"] = mean_waterfalls(timed);
     out["by_model"] = by(grouped(timed, [](const Prediction& p) { return p.run->scenario.model.name; }));
   }
   out["memory"] = memory(predictions);
@@ -224,6 +293,7 @@ std::string accuracy_text(const json& report, std::size_t worst) {
                        unsigned_percent(null["p90_abs_error"]));
     out += groups_text(report["by_source"], "source");
     out += groups_text(report["by_gpu"], "GPU") + groups_text(report["by_stack"], "stack");
+    out += "\n" + table(kWaterfallHead, waterfall_rows(report["waterfall"]), 0);
     out += worst_text(report["results"], worst);
   }
   std::vector<std::vector<std::string>> rows;
@@ -261,6 +331,18 @@ std::string accuracy_markdown(const json& report, std::size_t worst, const std::
                          unsigned_percent(its["median_abs_error"]), unsigned_percent(its["p90_abs_error"]),
                          percent(its["bias"]));
   }
+  out +=
+      "\nWhere the predicted time goes, in % of a step, averaged over the rows of a source: products (`gemm`), "
+      "attention, "
+      "what is recomputed (`again`), memory-bound kernels, fill of the pipeline and uneven stages (`pipe`), "
+      "collectives "
+      "of tensor and context parallelism that compute does not hide, gathers and scatters of FSDP, SMs and bandwidth "
+      "that collectives take from kernels (`SMs`), the last gradient bucket, gathers of ZeRO 1 and the optimizer "
+      "(`sync`), waits for the host, the slowest rank (`jitter`), pipeline transfers.\n\n";
+  out += "| " + fmt::format("{}", fmt::join(kWaterfallHead, " | ")) + " |\n| ---";
+  for (std::size_t i = 1; i < kWaterfallHead.size(); ++i) out += " | --:";
+  out += " |\n";
+  for (const auto& row : waterfall_rows(report["waterfall"])) out += fmt::format("| {} |\n", fmt::join(row, " | "));
   out +=
       "\nThe worst rows:\n\n| row | model | GPUs | measured | predicted | error |\n| --- | --- | --- | --: | --: | --: "
       "|\n";

@@ -18,6 +18,7 @@ struct Prediction {
   std::string stack;
   double step_s = 0;
   std::array<double, kStepPartCount> part_s{};  // adds up to step_s
+  double contention = 1, slowest_rank = 1;      // factors of kernels' times
   double peak_bytes = 0, device_bytes = 0;
   double flops = 0;     // of the model in a step, attention in full
   bool fitted = false;  // its stack's numbers were fitted on it, among others

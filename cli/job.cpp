@@ -103,8 +103,9 @@ Result<Profiles> load_profiles(const Scenario& scenario, const std::string& scen
   return Profiles{hardware.value(), stack.value()};
 }
 
-std::string stack_for(const std::string& framework, const std::string& hardware, const std::string& scenario_file) {
-  std::string best = "default";
+std::string stack_for(const std::string& framework, const std::string& hardware, bool before_fused_attention,
+                      const std::string& scenario_file) {
+  std::string best, otherwise = "default";
   std::size_t most = 0;
   for (const std::string& name : profile_names(scenario_file, kStackPrefix)) {
     const Result<std::string> file = find_profile(scenario_file, kStackPrefix, name, "");
@@ -113,10 +114,12 @@ std::string stack_for(const std::string& framework, const std::string& hardware,
     if (!stack) continue;
     const std::vector<std::string>& known = stack.value().hardware;
     if (!known.empty() && std::find(known.begin(), known.end(), hardware) == known.end()) continue;
+    const bool of_that_time = (stack.value().attention == "materialised") == before_fused_attention;
+    if (!known.empty() && of_that_time && name.rfind("default-", 0) == 0) otherwise = name;
     for (const std::string& part : stack.value().frameworks)
       if (part.size() > most && framework.find(part) != std::string::npos) best = name, most = part.size();
   }
-  return best;
+  return best.empty() ? otherwise : best;
 }
 
 Result<Job> prepare(const std::string& scenario_file) {

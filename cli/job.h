@@ -42,8 +42,9 @@ struct Profiles {
 Result<Profiles> load_profiles(const Scenario& scenario, const std::string& scenario_file, const ProfileFiles& files);
 
 /// The stack profile that names this framework and may be used with this hardware, of several the one that names most
-/// of it; else "default".
-std::string stack_for(const std::string& framework, const std::string& hardware, const std::string& scenario_file);
+/// of it. Else the default of that hardware and time: "default-..." or "default".
+std::string stack_for(const std::string& framework, const std::string& hardware, bool before_fused_attention,
+                      const std::string& scenario_file);
 
 /// Loads the scenario and its profiles, and lowers it.
 Result<Job> prepare(const std::string& scenario_file);

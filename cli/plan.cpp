@@ -91,27 +91,89 @@ json sharding_table(const Job& job) {
   return rows;
 }
 
-int show_plan(const std::string& file, const Context& context) {
+json memory_table(const Job& job) {
+  json rows = json::array();
+  for (const StageProgram& stage : job.program.stages) {
+    const MemoryUse use = memory_use(stage);
+    const ProcessMemory process = job.cost().process_memory(job.program, stage);
+    std::int64_t layers = 0;
+    for (const Chunk& chunk : stage.chunks) layers += chunk.layers;
+    json row{{"stage", stage.stage},
+             {"layers", layers},
+             {"arena_bytes", stage.arena_bytes},
+             {"beside_arena",
+              {{"fragmentation_bytes", process.fragmentation_bytes},
+               {"context_bytes", process.context_bytes},
+               {"communicators", process.communicators},
+               {"communicator_bytes", process.communicator_bytes},
+               {"gradient_copy_bytes", process.gradient_copy_bytes},
+               {"logit_copy_bytes", process.logit_copy_bytes},
+               {"workspace_bytes", process.workspace_bytes}}},
+             {"process_peak_bytes", process.total_bytes()}};
+    for (std::size_t r = 0; r < kRoleCount; ++r) row["by_role"][to_string(static_cast<Role>(r))] = use.by_role[r];
+    rows.push_back(row);
+  }
+  return rows;
+}
+
+/// A line for each component, a column for each stage whose figures differ from the one before.
+std::string memory_by_component(const json& stages, double capacity) {
+  std::vector<std::string> head{"of a GPU, by stage"};
+  std::vector<const json*> shown;
+  for (std::size_t i = 0; i < stages.size(); ++i) {
+    const bool repeats = i > 0 && stages[i]["process_peak_bytes"] == stages[i - 1]["process_peak_bytes"] &&
+                         stages[i]["by_role"] == stages[i - 1]["by_role"];
+    if (repeats) {
+      head.back() = fmt::format("{}-{}", (*shown.back())["stage"].dump(), i);
+      continue;
+    }
+    head.push_back(std::to_string(i));
+    shown.push_back(&stages[i]);
+  }
+  std::vector<std::vector<std::string>> rows;
+  const auto line = [&](const char* name, auto&& bytes_of) {
+    std::vector<std::string> cells{name};
+    double most = 0;
+    for (const json* stage : shown) {
+      const double bytes = bytes_of(*stage);
+      most = std::max(most, bytes);
+      cells.push_back(format_bytes(bytes));
+    }
+    if (most > 0) rows.push_back(cells);
+  };
+  static constexpr std::pair<const char*, const char*> kRoles[] = {
+      {"parameters", "params"}, {"gradients", "grads"},    {"optimizer state", "optimizer"},
+      {"activations", "saved"}, {"stage inputs", "input"}, {"scratch", "transient"}};
+  for (const auto& [name, role] : kRoles)
+    line(name, [key = role](const json& stage) { return stage["by_role"][key].get<double>(); });
+  line("arena, at its peak", [](const json& stage) { return stage["arena_bytes"].get<double>(); });
+  static constexpr std::pair<const char*, const char*> kBeside[] = {
+      {"fragmentation", "fragmentation_bytes"}, {"context, kernels", "context_bytes"},
+      {"communicators", "communicator_bytes"},  {"second gradients", "gradient_copy_bytes"},
+      {"logits in f32", "logit_copy_bytes"},    {"workspace", "workspace_bytes"}};
+  for (const auto& [name, key] : kBeside)
+    line(name, [its = key](const json& stage) { return stage["beside_arena"][its].get<double>(); });
+  line("process", [](const json& stage) { return stage["process_peak_bytes"].get<double>(); });
+  line("of the GPU's", [capacity](const json&) { return capacity; });
+  return table(head, rows);
+}
+
+int show_plan(const std::string& file, bool only_memory, const Context& context) {
   const Result<Job> prepared = prepare(file);
   if (!prepared) return fail(prepared.problems(), context);
   const Job& job = prepared.value();
   json out;
   out["scenario"] = job.scenario.name;
   out["ranks"] = job.scenario.plan.ranks();
-  out["sharding"] = sharding_table(job);
-  for (const StageProgram& stage : job.program.stages) {
-    const MemoryUse use = memory_use(stage);
-    std::int64_t layers = 0;
-    for (const Chunk& chunk : stage.chunks) layers += chunk.layers;
-    json row{{"stage", stage.stage},
-             {"layers", layers},
-             {"arena_bytes", stage.arena_bytes},
-             {"process_peak_bytes", job.cost().process_peak_bytes(job.program, stage)}};
-    for (std::size_t r = 0; r < kRoleCount; ++r) row["by_role"][to_string(static_cast<Role>(r))] = use.by_role[r];
-    out["stages"].push_back(row);
-  }
+  if (!only_memory) out["sharding"] = sharding_table(job);
+  out["stages"] = memory_table(job);
+  out["memory_capacity_bytes"] = job.hardware.memory_bytes;
   if (context.json) {
     std::cout << out.dump(2) << "\n";
+    return kOk;
+  }
+  if (only_memory) {
+    std::cout << memory_by_component(out["stages"], job.hardware.memory_bytes);
     return kOk;
   }
   const ParallelPlan& plan = job.scenario.plan;
@@ -152,9 +214,14 @@ void add_plan(CLI::App& app, Context& context) {
   check->callback([file, &context] { context.run = [file, &context] { return check_plan(*file, context); }; });
   CLI::App* show = add_command(
       *plan, "show", "What the plan means: sharding of every parameter, memory of every stage",
-      "  trainyard plan show scenarios/01-grok1-100k-week.json\n  trainyard plan show my.json --json | jq .stages");
+      "  trainyard plan show scenarios/01-grok1-100k-week.json\n  trainyard plan show my.json --json | jq .stages\n"
+      "  trainyard plan show my.json --memory               # what takes how much of a GPU");
   show->add_option("scenario", *file, "Scenario file")->required();
-  show->callback([file, &context] { context.run = [file, &context] { return show_plan(*file, context); }; });
+  auto only_memory = std::make_shared<bool>(false);
+  show->add_flag("--memory", *only_memory, "Only memory, by component");
+  show->callback([file, only_memory, &context] {
+    context.run = [file, only_memory, &context] { return show_plan(*file, *only_memory, context); };
+  });
   add_plan_validate(*plan, context);
 }
 

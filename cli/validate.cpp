@@ -50,9 +50,10 @@ class KnownProfiles {
     return &known_.emplace(key, loaded.value()).first->second;
   }
 
-  std::string stack_for(const std::string& framework, const std::string& hardware) {
-    auto& its = stacks_[framework + "\n" + hardware];
-    if (its.empty()) its = cli::stack_for(framework, hardware, set_file_);
+  const std::string& stack_for(const PublishedRun& run) {
+    const std::string& hardware = run.scenario.cluster.hardware;
+    auto& its = stacks_[fmt::format("{}\n{}\n{}", run.framework, hardware, run.before_fused_attention)];
+    if (its.empty()) its = cli::stack_for(run.framework, hardware, run.before_fused_attention, set_file_);
     return its;
   }
 
@@ -73,6 +74,8 @@ Bytes predict(const Task& task) {
   if (step) {
     out["step_s"] = step.value().time_s;
     out["part_s"] = step.value().part_s;
+    out["contention"] = step.value().contention;
+    out["slowest_rank"] = cost.slowest_rank();
   } else {
     out["reason"] = step.problems().front().rule;
   }
@@ -87,6 +90,8 @@ Prediction prediction_of(const Task& task, const nlohmann::json& from) {
   out.fitted = std::find(fitted.begin(), fitted.end(), task.run->id) != fitted.end();
   out.step_s = from.at("step_s");
   out.part_s = from.at("part_s");
+  out.contention = from.at("contention");
+  out.slowest_rank = from.at("slowest_rank");
   out.peak_bytes = from.at("peak_bytes");
   out.device_bytes = task.profiles->hardware.memory_bytes;
   const ParallelPlan& plan = task.run->scenario.plan;
@@ -140,8 +145,7 @@ int validate_set(const Options& options, const Context& context) {
   KnownProfiles profiles(options.set);
   std::vector<Task> tasks;
   for (PublishedRun& run : set.runs) {
-    const std::string& hardware = run.scenario.cluster.hardware;
-    run.scenario.stack = options.stack.empty() ? profiles.stack_for(run.framework, hardware) : options.stack;
+    run.scenario.stack = options.stack.empty() ? profiles.stack_for(run) : options.stack;
     const Result<const Profiles*> its = profiles.find(run.scenario);
     if (its)
       tasks.push_back({&run, its.value()});

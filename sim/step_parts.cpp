@@ -35,6 +35,7 @@ StepPart part_of(const FlatOp& flat) {
   if (flat.op == nullptr) return StepPart::ExposedPp;
   if (is_communication(flat.op->kind)) return part_of(flat.op->group);
   if (flat.kind != BlockKind::Forward && flat.kind != BlockKind::Backward) return StepPart::Optimizer;
+  if (flat.op->recomputed && flat.op->kind != OpKind::HostSync) return StepPart::Recompute;
   switch (flat.op->kind) {
     case OpKind::Matmul:
     case OpKind::GroupedMatmul:

@@ -19,9 +19,9 @@
 namespace trainyard {
 
 const char* to_string(StepPart part) {
-  static constexpr const char* kNames[] = {"gemm",       "attention",  "memory_bound", "host_sync",
-                                           "optimizer",  "exposed_tp", "exposed_cp",   "exposed_ep",
-                                           "exposed_pp", "exposed_dp", "bubble"};
+  static constexpr const char* kNames[] = {"gemm",       "attention",  "memory_bound", "recompute",
+                                           "host_sync",  "optimizer",  "exposed_tp",   "exposed_cp",
+                                           "exposed_ep", "exposed_pp", "exposed_dp",   "bubble"};
   static_assert(std::size(kNames) == kStepPartCount);
   return kNames[static_cast<int>(part)];
 }
@@ -121,6 +121,7 @@ template <class Visit, class Step>
 void numbers(Step& step, Visit visit) {
   visit(step.time_s);
   visit(step.part_s);
+  visit(step.contention);
   visit(step.link_classes);
   visit(step.channel_classes);
   visit(step.flows);
@@ -209,7 +210,15 @@ Result<StepResult> simulate_step(const StepProgram& program, const ClusterSpec& 
   first.timeline = false;
   const Result<StepResult> alone = simulate_in_child(program, cluster, cost, first, {});
   if (!alone || !alone.value().communicator_error.empty()) return alone;
-  return simulate_in_child(program, cluster, cost, options, contention_in(alone.value(), slowdown));
+  const std::vector<double> contention = contention_in(alone.value(), slowdown);
+  Result<StepResult> result = simulate_in_child(program, cluster, cost, options, contention);
+  if (!result) return result;
+  StepResult step = std::move(result).value();
+  step.contention = 0;
+  for (std::size_t c = 0; c < contention.size(); ++c)
+    step.contention +=
+        contention[c] * static_cast<double>(alone.value().classes[c].count) / static_cast<double>(program.plan.ranks());
+  return step;
 }
 
 }  // namespace trainyard

@@ -43,6 +43,7 @@ enum class StepPart : std::uint8_t {
   Gemm,
   Attention,
   MemoryBound,
+  Recompute,  // kernels of all three sorts that run a second time
   HostSync,
   Optimizer,
   ExposedTp,
@@ -77,6 +78,8 @@ struct StepResult {
   std::string communicator_error;
   /// Averaged over ranks; adds up to time_s.
   std::array<double, kStepPartCount> part_s{};
+  /// How many times as long kernels took for the collectives beside them, averaged over ranks.
+  double contention = 1;
   std::vector<StepClass> classes;
   std::vector<Slice> slices;  // with options.timeline, by class, stream and start
 

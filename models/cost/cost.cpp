@@ -176,6 +176,10 @@ double CostModel::kernel_seconds(const Op& op) const {
   switch (op.kind) {
     case OpKind::Join: return 0;
     case OpKind::HostSync: return stack_.host_sync_s;
+    // A bias is added in a product's epilogue, or together with the residual.
+    case OpKind::BiasAdd: return 0;
+    // Views of one product, which attention kernels read with strides, unless something rotates them.
+    case OpKind::SplitQkv: return op.attr.rope ? stack_.kernel_gap_s + memory_bound_seconds(op) : 0;
     case OpKind::Matmul: return stack_.kernel_gap_s + gemm_seconds(m, n, k);
     // By expert.
     case OpKind::GroupedMatmul: return stack_.kernel_gap_s + grouped_gemm_seconds(groups, m / groups, n, k);
@@ -244,37 +248,6 @@ FabricCost CostModel::fabric_collective(Collective kind, std::int64_t ranks, std
     cost.max_bytes_per_s = std::min(cost.max_bytes_per_s, inside_rate);
   }
   return cost;
-}
-
-// GPUs have their workspaces in context_bytes, and kernels of processors have almost none where they compute in the
-// type that is stored. Operands in bf16 are converted to f32 whole, but for the optimizer's, which are converted in
-// stretches.
-double CostModel::workspace_bytes(const StepProgram& program, const StageProgram& stage) const {
-  if (!hardware_.of_processors() || precision_ != Precision::Bf16) return 0;
-  double most = 0;
-  for (const Item& item : stage.items) {
-    if (item.block < 0) continue;
-    const Block& block = program.block(item);
-    if (block.kind != BlockKind::Forward && block.kind != BlockKind::Backward) continue;
-    for (const Op& op : block.ops) {
-      if (op.kind == OpKind::Zero || op.kind == OpKind::Accumulate || is_communication(op.kind)) continue;
-      double in_bf16 = 0;
-      for (const auto* operands : {&op.in, &op.out}) {
-        for (const TensorId id : *operands) {
-          const Tensor& tensor = block.tensors[static_cast<std::size_t>(id)];
-          if (tensor.dtype == Dtype::Bf16) in_bf16 += static_cast<double>(tensor.bytes());
-        }
-      }
-      // Of a table only the rows that are looked up.
-      most = std::max(most, 2 * std::min(in_bf16, op.bytes_read + op.bytes_written));
-    }
-  }
-  return most;
-}
-
-double CostModel::process_peak_bytes(const StepProgram& program, const StageProgram& stage) const {
-  return static_cast<double>(stage.arena_bytes) * (1 + stack_.allocator_reserve) + stack_.context_bytes +
-         stack_.communicator_bytes + workspace_bytes(program, stage);
 }
 
 }  // namespace trainyard

@@ -102,8 +102,25 @@ struct StackProfile {
   double kernel_gap_s = 0;          // between two kernels of one stream
   double host_sync_s = 0;           // the device idles while the host reads a value and launches on
   // Resident beside the arena.
-  double context_bytes = 0, communicator_bytes = 0;
-  double allocator_reserve = 0;  // share of the arena lost to fragmentation
+  double context_bytes = 0;
+  double communicator_bytes = 0;   // buffers of each communicator
+  double gradient_copy_bytes = 0;  // for each parameter: gradients in its own type, kept beside those in f32
+  double logit_copy_bytes = 0;     // for each logit of a micro-batch: copies in f32 beside the program's
+  double allocator_reserve = 0;    // share of the arena lost to fragmentation
+};
+
+/// What a rank's process holds at its peak.
+struct ProcessMemory {
+  double arena_bytes = 0;
+  double fragmentation_bytes = 0;  // what a caching allocator loses
+  double context_bytes = 0;        // the device's context, and libraries' kernels and workspaces
+  std::int64_t communicators = 0;
+  double communicator_bytes = 0;   // of all of them
+  double gradient_copy_bytes = 0;  // gradients in the parameters' type beside those in f32
+  double logit_copy_bytes = 0;     // logits in f32, where the loss is not one kernel
+  double workspace_bytes = 0;      // of the largest op, where processors compute
+
+  [[nodiscard]] double total_bytes() const;
 };
 
 Result<HardwareProfile> load_hardware_profile(const std::string& file);
@@ -123,6 +140,8 @@ class CostModel {
   /// For a plan, whose precision and threads a profile of processors must have rates for.
   CostModel(HardwareProfile hardware, StackProfile stack, const ParallelPlan& plan);
 
+  /// How many times as long the slowest rank's kernels take as an average one's.
+  [[nodiscard]] double slowest_rank() const { return slowest_rank_; }
   /// Duration of an op that is not communication.
   [[nodiscard]] double op_seconds(const Op& op) const;
   /// C[m,n] = A[m,k] B[k,n], alone on the GPU.
@@ -140,7 +159,10 @@ class CostModel {
   }
 
   /// What a rank of this stage holds at most: its arena, and what the process has beside and around it.
-  [[nodiscard]] double process_peak_bytes(const StepProgram& program, const StageProgram& stage) const;
+  [[nodiscard]] ProcessMemory process_memory(const StepProgram& program, const StageProgram& stage) const;
+  [[nodiscard]] double process_peak_bytes(const StepProgram& program, const StageProgram& stage) const {
+    return process_memory(program, stage).total_bytes();
+  }
 
   [[nodiscard]] const HardwareProfile& hardware() const { return hardware_; }
   [[nodiscard]] const StackProfile& stack() const { return stack_; }

@@ -21,6 +21,14 @@ struct RecomputeModules {
   bool core_attn = true;
   bool norm = false;
   bool activation = false;
+  /// All that is neither a product nor attention: norms, activations, additions, rotations (PyTorch's and JAX's
+  /// policies that save products).
+  bool pointwise = false;
+  /// The products of a dense MLP, and its activation.
+  bool mlp = false;
+  /// Of a layer's products every second, as PyTorch's selective activation checkpointing counts them. Gate and up are
+  /// two of them but one of ours: it is recomputed in every second layer.
+  bool every_second_matmul = false;
 };
 
 /// F64 is for proofs: every tensor of the program in float64.

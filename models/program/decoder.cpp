@@ -270,7 +270,9 @@ class Decoder {
     const ValueId k = gather_context("attn.gather_k", split[1]), v = gather_context("attn.gather_v", split[2]);
     const ValueId o = node(OpKind::Attention, "attn.core", {split[0], k, v},
                            {{"o", dtype_, q_shape}, {"lse", wide_, Shape(rows_, attr.heads), false}}, attr)[0];
-    const ValueId y = leave_tp(linear("attn.out", o, param_of_layer("attn.out"), -1, dtype_), "attn.reduce");
+    const ValueId y =
+        leave_tp(named(LayerProduct::AttentionOut, linear("attn.out", o, param_of_layer("attn.out"), -1, dtype_)),
+                 "attn.reduce");
     return model_.attention_bias ? bias_add("attn.out.bias", y, "attn.out.bias") : y;
   }
 
@@ -281,13 +283,20 @@ class Decoder {
     return attr;
   }
 
+  ValueId named(LayerProduct product, ValueId y) {
+    graph_.nodes[static_cast<std::size_t>(graph_.value(y).producer)].product = product;
+    return y;
+  }
+
   ValueId mlp(ValueId h) {
     h = enter_tp(h, "mlp.gather");
     const ValueId bias = model_.mlp_bias ? param_of_layer("mlp.up.bias") : -1;
-    const ValueId up = linear("mlp.up", h, param_of_layer("mlp.up"), bias, dtype_);
+    const ValueId up = named(model_.gated_mlp ? LayerProduct::MlpGateUp : LayerProduct::MlpUp,
+                             linear("mlp.up", h, param_of_layer("mlp.up"), bias, dtype_));
     const ValueId a = one(OpKind::Activation, "mlp.act", {up},
                           {"", dtype_, Shape(rows(up), model_.intermediate_size / plan_.tp)}, activation_attributes());
-    const ValueId y = leave_tp(linear("mlp.down", a, param_of_layer("mlp.down"), -1, dtype_), "mlp.reduce");
+    const ValueId y = leave_tp(
+        named(LayerProduct::MlpDown, linear("mlp.down", a, param_of_layer("mlp.down"), -1, dtype_)), "mlp.reduce");
     return model_.mlp_bias ? bias_add("mlp.down.bias", y, "mlp.down.bias") : y;
   }
 

@@ -26,6 +26,37 @@ ValueId resolve(const Graph& graph, ValueId id) {
   }
 }
 
+bool is_pointwise(OpKind kind) {
+  switch (kind) {
+    case OpKind::Norm:
+    case OpKind::Activation:
+    case OpKind::Add:
+    case OpKind::BiasAdd:
+    case OpKind::Dropout:
+    case OpKind::SplitQkv: return true;
+    default: return false;
+  }
+}
+
+bool of_mlp(LayerProduct product) {
+  return product == LayerProduct::MlpUp || product == LayerProduct::MlpGateUp || product == LayerProduct::MlpDown;
+}
+
+// In a layer's order the products are q, k, v, out, gate, up, down, or qkv, out, up, down: k is small, and down's
+// output no backward pass asks for.
+bool second_product(const Node& node) {
+  return node.product == LayerProduct::AttentionOut || (node.product == LayerProduct::MlpGateUp && node.layer % 2 == 1);
+}
+
+bool selected(const RecomputeModules& modules, const Node& node) {
+  if (modules.core_attn && node.op.kind == OpKind::Attention) return true;
+  if (modules.norm && node.op.kind == OpKind::Norm) return true;
+  if ((modules.activation || modules.mlp) && node.op.kind == OpKind::Activation) return true;
+  if (modules.pointwise && is_pointwise(node.op.kind)) return true;
+  if (modules.mlp && of_mlp(node.product)) return true;
+  return modules.every_second_matmul && second_product(node);
+}
+
 // Whether the forward pass keeps a computed value that the backward pass needs.
 bool kept(const Graph& graph, const ParallelPlan& plan, ValueId id) {
   const Value& value = graph.value(id);
@@ -37,11 +68,7 @@ bool kept(const Graph& graph, const ParallelPlan& plan, ValueId id) {
   switch (plan.recompute) {
     case RecomputeMode::None: return true;
     case RecomputeMode::Full: return false;
-    case RecomputeMode::Selective:
-      if (plan.recompute_modules.core_attn && node.op.kind == OpKind::Attention) return false;
-      if (plan.recompute_modules.norm && node.op.kind == OpKind::Norm) return false;
-      if (plan.recompute_modules.activation && node.op.kind == OpKind::Activation) return false;
-      return true;
+    case RecomputeMode::Selective: return !selected(plan.recompute_modules, node);
   }
   TY_CHECK(false, "unknown recompute mode");
 }
@@ -95,9 +122,10 @@ class Emitter {
                            kLossOffset);
   }
 
-  void emit_forward(const Node& node, const std::function<TensorId(ValueId)>& operand) {
+  void emit_forward(const Node& node, const std::function<TensorId(ValueId)>& operand, bool again = false) {
     if (node.tp_entry) return;
     Op op = node.op;
+    op.recomputed = again;
     for (const ValueId in : node.in) op.in.push_back(operand(resolve(graph_, in)));
     for (const ValueId out : node.out) op.out.push_back(tensors_[index(out)]);
     if (op.kind == OpKind::XentLoss) {
@@ -235,7 +263,8 @@ class BackwardEmitter : Emitter {
       if (tensors_[index(out)] < 0)
         tensors_[index(out)] = builder_.transient("again." + value(out).name, value(out).dtype, value(out).shape);
     }
-    emit_forward(node, [this](ValueId in) { return need(in); });
+    emit_forward(
+        node, [this](ValueId in) { return need(in); }, true);
     return tensors_[index(id)];
   }
 

@@ -30,10 +30,14 @@ struct Value {
   bool differentiable = true;
 };
 
+/// A product of a layer that a recompute policy can name.
+enum class LayerProduct : std::uint8_t { Other, AttentionOut, MlpUp, MlpGateUp, MlpDown };
+
 struct Node {
   Op op;  // kind, stream, group, label and attributes; operands are values below
   std::vector<ValueId> in, out;
   std::int64_t layer = -1;  // -1: embedding or head, never recomputed
+  LayerProduct product = LayerProduct::Other;
   /// Identity forward and all-reduce backward: the entry of a tensor-parallel region.
   bool tp_entry = false;
 };

@@ -161,6 +161,8 @@ struct Op {
   /// Ops of this block on other streams that must have completed; stream order is implied.
   std::vector<OpId> deps;
   OpAttributes attr;
+  /// Done a second time, in the backward pass, because its output was not kept.
+  bool recomputed = false;
 
   // What the op costs, from shapes alone (expert rows at their expected counts).
   double flops = 0;

@@ -17,6 +17,7 @@ namespace trainyard {
 namespace {
 
 constexpr double kBytesPerGbit = 1e9 / 8;
+constexpr double kGiB = 1 << 30;
 
 struct Hardware {
   const char* gpu;
@@ -26,7 +27,8 @@ struct Hardware {
 };
 constexpr std::array kHardware{
     Hardware{"A100", 40, "a100-sxm-40gb", 200 * kBytesPerGbit}, Hardware{"A100", 0, "a100-sxm", 200 * kBytesPerGbit},
-    Hardware{"H100", 0, "h100-sxm", 400 * kBytesPerGbit}, Hardware{"H200", 0, "h200-sxm", 400 * kBytesPerGbit}};
+    Hardware{"H100", 96, "h100-96gb", 400 * kBytesPerGbit}, Hardware{"H100", 0, "h100-sxm", 400 * kBytesPerGbit},
+    Hardware{"H200", 0, "h200-sxm", 400 * kBytesPerGbit}};
 
 /// The first that fits.
 const Hardware* hardware_of(const std::string& gpu, std::int64_t memory_gb) {
@@ -38,6 +40,20 @@ const Hardware* hardware_of(const std::string& gpu, std::int64_t memory_gb) {
 
 bool has(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
 
+/// Months since the year 0, of a date that begins with a year. Others are releases ("24.11"), all of them later than
+/// what is asked of dates here.
+std::optional<int> month_of(const std::string& date) {
+  static const std::regex form(R"(^(20\d\d)(?:-(\d\d))?)");
+  std::smatch found;
+  if (!std::regex_search(date, found, form)) return std::nullopt;
+  return 12 * std::stoi(found[1]) + (found[2].matched ? std::stoi(found[2]) : 1);
+}
+
+bool is_before(const std::string& date, int year, int month) {
+  const std::optional<int> its = month_of(date);
+  return its && *its < 12 * year + month;
+}
+
 /// Reads one row. Each step says why the row cannot be simulated, or nothing.
 class RunReader {
  public:
@@ -47,9 +63,13 @@ class RunReader {
     run_.id = row_.text("id");
     run_.source = row_.text("source");
     run_.framework = row_.text("framework");
+    if (has(row_.text("notes"), "+compile")) run_.framework += ", compiled";
+    // FlashAttention is of May 2022 (arXiv 2205.14135), and nothing like it was used before.
+    run_.before_fused_attention = is_before(row_.text("source_date"), 2022, 6);
     run_.gpu = row_.text("gpu_type");
     for (const auto step : {&RunReader::kind, &RunReader::model, &RunReader::cluster, &RunReader::mesh,
-                            &RunReader::batch, &RunReader::recompute, &RunReader::sharding, &RunReader::measured}) {
+                            &RunReader::batch, &RunReader::recompute, &RunReader::sharding, &RunReader::gradients,
+                            &RunReader::overlap, &RunReader::measured}) {
       if (std::string reason = (this->*step)(); !reason.empty()) return reason;
     }
     run_.scenario.name = run_.id;
@@ -164,8 +184,21 @@ class RunReader {
     if (how.rfind("selective (per-block", 0) == 0) return recompute_some_layers();
     plan_.recompute = RecomputeMode::Selective;
     if (how.rfind("selective (core", 0) == 0) return "";
+    RecomputeModules& modules = plan_.recompute_modules;
     if (has(how, "gelu")) {
-      plan_.recompute_modules = {false, false, true};
+      modules = {};
+      modules.core_attn = false;
+      modules.activation = true;
+      return "";
+    }
+    modules.core_attn = false;
+    modules.pointwise = true;
+    if (has(how, "every 2nd matmul")) {
+      modules.every_second_matmul = true;
+      return "";
+    }
+    if (has(how, "save_dot_with_context_except_mlp")) {
+      modules.mlp = true;
       return "";
     }
     return "recompute: " + row_.text("recompute");
@@ -209,9 +242,36 @@ class RunReader {
       assume(fmt::format("shards over all {} data-parallel ranks rather than over {}", group, size));
   }
 
+  /// Rows do not say in which type gradients are summed.
+  std::string gradients() {
+    // Its scripts for H100 set optim.grad_sync_dtype=bf16 (NeMo-Framework-Launcher, examples/training).
+    const bool nemo = has(run_.framework, "NeMo") || has(run_.framework, "Megatron-Bridge");
+    // FSDP's mixed precision PURE (llm-foundry, submit_benchmarks.py) and bfSixteen (fms-fsdp) reduce in bf16.
+    const bool pure = has(run_.framework, "Composer") || has(run_.framework, "PyTorch FSDP1");
+    // accumulate_allreduce_grads_in_fp32 is set for bf16 only (Megatron-LM, arguments.py), and DeepSpeed keeps to fp16.
+    const bool fp16 = lower_case(row_.text("precision")) == "fp16";
+    const bool megatron = has(run_.framework, "Megatron") || has(run_.framework, "DeepSpeed");
+    if (!nemo && !pure && !(fp16 && megatron)) return "";
+    plan_.fp32_gradients = false;
+    assume("gradients summed in 16 bits, as its framework does");
+    return "";
+  }
+
+  /// --overlap-grad-reduce and --overlap-param-gather came to Megatron in 2023; DeepSpeed's PipelineEngine reduces
+  /// after the last backward pass (_exec_reduce_grads).
+  std::string overlap() {
+    const bool megatron =
+        has(run_.framework, "Megatron-LM") || has(run_.framework, "Megatron-DeepSpeed") || has(run_.framework, "NeoX");
+    if (!megatron || !is_before(row_.text("source_date"), 2023, 6)) return "";
+    plan_.overlap.grad_reduce = plan_.overlap.param_gather = false;
+    assume("gradients reduced after the last backward pass, as its framework did then");
+    return "";
+  }
+
   std::string measured() {
     run_.out_of_memory = row_.text("quality_flag") == "OOM";
-    if (const auto peak = row_.number("peak_mem_gb")) run_.peak_memory_bytes = *peak * 1e9;
+    // nvidia-smi and PyTorch count in powers of two: 80 "GB" of an 80 GB GPU were in use at once.
+    if (const auto peak = row_.number("peak_mem_gb")) run_.peak_memory_bytes = *peak * kGiB;
     for (const char* key : {"iteration_time_s", "derived_iteration_time_s"}) {
       const std::optional<double> seconds = row_.number(key);
       if (!seconds || *seconds <= 0) continue;

@@ -17,6 +17,8 @@ struct PublishedRun {
   std::string id, source, framework, gpu;
   /// One step. `stack` is left to whoever knows the profiles.
   Scenario scenario;
+  /// Published when attention still wrote out its scores.
+  bool before_fused_attention = false;
   double measured_step_s = 0;
   /// The largest published figure of a device, as its tool counts it; unset where there is none.
   std::optional<double> peak_memory_bytes;

@@ -189,9 +189,10 @@ namespace {
 void read_recompute_modules(ObjectReader& from, ParallelPlan& plan) {
   const nlohmann::json* modules = from.take("recompute_modules");
   if (modules == nullptr) return;
-  const std::vector<std::pair<std::string, bool*>> known{{"core_attn", &plan.recompute_modules.core_attn},
-                                                         {"norm", &plan.recompute_modules.norm},
-                                                         {"activation", &plan.recompute_modules.activation}};
+  RecomputeModules& its = plan.recompute_modules;
+  const std::vector<std::pair<std::string, bool*>> known{
+      {"core_attn", &its.core_attn}, {"norm", &its.norm}, {"activation", &its.activation},
+      {"pointwise", &its.pointwise}, {"mlp", &its.mlp},   {"every_second_matmul", &its.every_second_matmul}};
   for (const auto& [name, flag] : known) *flag = false;
   const bool good =
       modules->is_array() && std::all_of(modules->begin(), modules->end(), [&](const nlohmann::json& module) {
@@ -201,7 +202,9 @@ void read_recompute_modules(ObjectReader& from, ParallelPlan& plan) {
         return found != known.end();
       });
   if (!good)
-    from.problem("recompute_modules", "must be a list of core_attn, norm, activation", "write [\"core_attn\"]");
+    from.problem("recompute_modules",
+                 "must be a list of core_attn, norm, activation, pointwise, mlp, every_second_matmul",
+                 "write [\"core_attn\"]");
   if (plan.recompute != RecomputeMode::Selective)
     from.problem("recompute_modules", "means something only for selective recompute",
                  "remove it, or set \"recompute\": \"selective\"");

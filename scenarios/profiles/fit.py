@@ -23,20 +23,22 @@ AICONFIGURATOR = "NVIDIA aiconfigurator measured database"
 
 # What data sheets say; everything else is fitted below.
 GPUS = {
-    "a100-sxm": dict(key="a100_sxm", sms=108, peak_bf16=312e12, peak_f32=19.5e12, memory=80e9, bandwidth=2.039e12,
+    "a100-sxm": dict(key="a100_sxm", sms=108, peak_bf16=312e12, peak_f32=19.5e12, memory=(79.25 * 2**30, "PyTorch's total capacity: OOTDiffusion issue 235, Vad-R1 issue 11"), bandwidth=2.039e12,
                      prefill="attention_prefill_bfloat16_a100_sxm", kernel="fmha", figures="A100", nccl="a100_sxm__comm__nccl_2.27.3__nccl_perf",
                      sheet="NVIDIA A100 80GB SXM data sheet, 2021-06"),
-    "h100-sxm": dict(key="h100_sxm", sms=132, peak_bf16=989.4e12, peak_f32=66.9e12, memory=80e9, bandwidth=3.352e12,
+    "h100-sxm": dict(key="h100_sxm", sms=132, peak_bf16=989.4e12, peak_f32=66.9e12, memory=(85017493504, "PyTorch's total_memory on an H100 80GB HBM3, driver 580.159"), bandwidth=3.352e12,
                      prefill="attention_prefill_bfloat16_fa3_h100_sxm", kernel="flash3", figures="H100", nccl="h100_sxm__comm__nccl_2.29.2__nccl_perf",
                      sheet="NVIDIA H100 SXM data sheet, 2023-03"),
-    "h200-sxm": dict(key="h200_sxm", sms=132, peak_bf16=989.4e12, peak_f32=66.9e12, memory=141e9, bandwidth=4.8e12,
+    "h200-sxm": dict(key="h200_sxm", sms=132, peak_bf16=989.4e12, peak_f32=66.9e12, memory=(150109880320, "PyTorch's total_memory on an H200, driver 580.159"), bandwidth=4.8e12,
                      prefill="attention_prefill_bfloat16_fa3_h200_sxm", kernel="flash3", figures="H100", nccl="h200_sxm__comm__nccl_2.29.2__nccl_perf",
                      sheet="NVIDIA H200 SXM data sheet, 2023-11"),
 }
 
 # The same chip with other memory: measured shares of what their own data sheets say.
 VARIANTS = {
-    "a100-sxm-40gb": dict(like="a100-sxm", memory=40e9, bandwidth=1.555e12, sheet="NVIDIA A100 40GB SXM data sheet, 2020-05"),
+    "a100-sxm-40gb": dict(like="a100-sxm", memory=(39.50 * 2**30, "PyTorch's total capacity: CoSeR issue 10"), bandwidth=1.555e12, sheet="NVIDIA A100 40GB SXM data sheet, 2020-05"),
+    "h100-96gb": dict(like="h100-sxm", memory=(95.04 * 2**30, "torchtitan, docs/performance.md: capacity of its H100s"), bandwidth=2.4e12,
+                      sheet="torchtitan, docs/performance.md: H100 with 96 GB of HBM2e at 2.4 TB/s and 500 W"),
 }
 
 # Output tiles that cuBLAS picks from, and the share of the best tile's throughput that each reaches (fitted, but for the first).
@@ -283,7 +285,7 @@ def constant(value, unit, source, date=DATE):
 def variant(name, text, changes):
     out = json.loads(text)
     out["name"] = name
-    out["constants"]["memory_bytes"] = constant(changes["memory"], "bytes", changes["sheet"])
+    out["constants"]["memory_bytes"] = constant(changes["memory"][0], "bytes", changes["memory"][1])
     out["constants"]["memory_bytes_per_s"] = constant(changes["bandwidth"], "bytes/s", changes["sheet"])
     del out["residuals"]
     return json.dumps(out, indent=2) + "\n"
@@ -303,7 +305,7 @@ def profile(name, gpu, data, published):
         "constants": {
             "peak_bf16_flops": constant(gpu["peak_bf16"], "FLOP/s", gpu["sheet"]),
             "peak_f32_flops": constant(gpu["peak_f32"], "FLOP/s", gpu["sheet"]),
-            "memory_bytes": constant(gpu["memory"], "bytes", gpu["sheet"]),
+            "memory_bytes": constant(gpu["memory"][0], "bytes", gpu["memory"][1]),
             "memory_bytes_per_s": constant(gpu["bandwidth"], "bytes/s", gpu["sheet"]),
             "memory_efficiency": constant(memory_efficiency, "1", fitted),
             "kernel_floor_s": constant(gemm["floor_s"], "s", fitted),

@@ -329,7 +329,7 @@ TEST_CASE("exit codes say what went wrong, and messages where", "[cli]") {
                                   scenarios + R"(clusters/two-racks.json"})");
   const Outcome out_of_memory = yard.run("sim run " + too_large);
   CHECK(out_of_memory.code == 3);
-  CHECK(contains(out_of_memory.err, "does not fit the 74.5 GiB"));
+  CHECK(contains(out_of_memory.err, "does not fit the 79.2 GiB"));
   CHECK(contains(out_of_memory.err, "large.json: $.plan = "));
   CHECK(contains(out_of_memory.err, "fix:"));
 
@@ -342,8 +342,9 @@ TEST_CASE("exit codes say what went wrong, and messages where", "[cli]") {
   const Outcome hardware = with(R"(, "hardware": "b200")", "");
   CHECK(hardware.code == 2);
   CHECK(contains(hardware.err, "x.json: $.cluster.hardware = \"b200\": there is no such profile"));
-  CHECK(contains(hardware.err, "a100-sxm, a100-sxm-40gb, h100-sxm, h200-sxm"));
-  CHECK(contains(with("", R"(, "stack": "nemo")").err, "default, localhost, megatron-2021, megatron-core, "));
+  CHECK(contains(hardware.err, "a100-sxm, a100-sxm-40gb, h100-96gb, h100-sxm, h200-sxm"));
+  CHECK(contains(with("", R"(, "stack": "nemo")").err,
+                 "default, default-2021, default-a100, llm.c, localhost, megatron-2021, megatron-core, "));
   CHECK(contains(with(R"(, "hardware": "a100-sxm")", R"(, "stack": "torch")").err,
                  "measured on h100-sxm, h200-sxm only"));
   CHECK(with(R"(, "name": "red \u001b[31m")", "").code == 2);
@@ -380,6 +381,18 @@ TEST_CASE("programs are shown and proved", "[cli]") {
   CHECK(yard.run("program check scenarios/01-grok1-100k-week.json").code == 0);
   CHECK(contains(yard.run("program show scenarios/tiny/llama.json").out, "layer0.attn.qkv"));
   CHECK(contains(yard.run("plan show scenarios/tiny/llama.json").out, "P(tp, None)"));
+  const Outcome memory = yard.run("plan show scenarios/02-llama3-405b-54-days.json --memory");
+  CHECK(contains(memory.out, "communicators"));
+  CHECK(contains(memory.out, "optimizer state"));
+  CHECK(!contains(memory.out, "P(tp"));
+  const nlohmann::json stages =
+      nlohmann::json::parse(yard.run("plan show scenarios/02-llama3-405b-54-days.json --memory --json").out)["stages"];
+  for (const nlohmann::json& stage : stages) {
+    double bytes = stage["arena_bytes"];
+    for (const auto& [what, its] : stage["beside_arena"].items())
+      if (what != "communicators") bytes += its.get<double>();
+    CHECK(stage["process_peak_bytes"] == Approx(bytes));
+  }
 }
 
 TEST_CASE("plans and reports say over how many ranks a copy is sharded", "[cli]") {

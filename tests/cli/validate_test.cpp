@@ -36,12 +36,22 @@ TEST_CASE("published rows are predicted, or named with a reason", "[cli]") {
     double parts_s = 0;
     for (const auto& [part, seconds] : row["parts"].items()) parts_s += seconds.get<double>();
     CHECK(parts_s == Approx(predicted_s));
+    double terms_s = 0;
+    for (const auto& [term, seconds] : row["waterfall"].items()) {
+      CHECK(seconds.get<double>() >= 0);
+      terms_s += seconds.get<double>();
+    }
+    CHECK(terms_s == Approx(predicted_s));
     CHECK(row["fitted"] == true);  // the stack's profile names them
   }
+  double shares = 0;
+  for (const auto& [source, terms] : report["waterfall"].items())
+    for (const auto& [term, share] : terms.items()) shares += share.get<double>();
+  CHECK(shares == Approx(1));
   for (const char* key :
        {"median_abs_error", "p90_abs_error", "bias", "null_model", "by_source", "by_gpu", "memory", "by_stack"})
     CHECK(report.contains(key));
-  const json skipped = json::parse(yard.run("validate --only torchtitan --json").out);
+  const json skipped = json::parse(yard.run("validate --only 'MLPerf' --json").out);
   CHECK(skipped["rows"] > 4);
   CHECK(skipped["predicted"] == 0);
   CHECK(skipped["skipped"].size() == skipped["rows"]);
@@ -49,7 +59,7 @@ TEST_CASE("published rows are predicted, or named with a reason", "[cli]") {
   const Outcome nothing = yard.run("validate --only nobody");
   CHECK(nothing.code == 2);
   CHECK(contains(nothing.err, "--only = nobody: there is no such row"));
-  CHECK(yard.run("validate --only torchtitan --markdown '" + table + "'").code == 2);
+  CHECK(yard.run("validate --only MLPerf --markdown '" + table + "'").code == 2);
   const Outcome text = yard.run("validate --only korthikanti-et-al-2022-arxiv-0001 --worst 3");
   CHECK(contains(text.out, "Worst rows"));
   CHECK(contains(text.out, "constant FLOP/s per GPU"));
@@ -91,6 +101,51 @@ TEST_CASE("the ranks that a row shards over are its plan's", "[cli]") {
     CHECK(row["predicted_s"] == over_all["predicted_s"]);
     CHECK(contains(row["assumed"].dump(), "shards over all 16 data-parallel ranks"));
   }
+}
+
+TEST_CASE("what a row does not say its framework and its time do", "[cli]") {
+  const Yard yard;
+  const auto predicted = [&](const std::string& keys) {
+    const std::string set = yard.file("set.json", "[" + kRow + keys + "}]");
+    const json report = json::parse(yard.run("validate --json --set '" + set + "'").out);
+    INFO(report.dump(2));
+    REQUIRE(report["results"].size() == 1);
+    return report["results"][0];
+  };
+  const std::string plain_row = kRow.substr(0, kRow.find("\"gpu_type\""));
+  const auto stack_of = [&](const std::string& keys) {
+    const std::string row = plain_row + keys + kRow.substr(kRow.find(", \"num_gpus\"")) + "}";
+    return json::parse(yard.run("validate --json --set '" + yard.file("set.json", "[" + row + "]") + "'")
+                           .out)["results"][0]["stack"]
+        .get<std::string>();
+  };
+  CHECK(stack_of(R"("gpu_type": "A100")") == "default-a100");
+  CHECK(stack_of(R"("gpu_type": "A100", "source_date": "2022-05")") == "default-2021");
+  CHECK(stack_of(R"("gpu_type": "A100", "source_date": "2022-06")") == "default-a100");
+  CHECK(stack_of(R"("gpu_type": "A100", "source_date": "24.11")") == "default-a100");
+  CHECK(stack_of(R"("gpu_type": "H100", "source_date": "2021")") == "default");
+
+  const auto recomputing = [&](const std::string& how) {
+    const std::string row =
+        kRow.substr(0, kRow.find(", \"recompute\"")) + ", \"recompute\": \"" + how + "\", \"iteration_time_s\": 0.05}";
+    return json::parse(
+        yard.run("validate --json --set '" + yard.file("set.json", "[" + row + "]") + "'").out)["results"][0];
+  };
+  double last_s = -1;
+  for (const char* how :
+       {"none", "selective (core attention)", "selective op SAC (every 2nd matmul)", "full (per layer)"}) {
+    INFO(how);
+    const double again_s = recomputing(how)["waterfall"]["recompute"];
+    CHECK(again_s > last_s);
+    last_s = again_s;
+  }
+  CHECK(recomputing("full (per layer)")["peak_bytes"] <
+        recomputing("selective op SAC (every 2nd matmul)")["peak_bytes"]);
+  CHECK(recomputing("selective op SAC (every 2nd matmul)")["peak_bytes"] < recomputing("none")["peak_bytes"]);
+
+  const json plain = predicted("");
+  const json bigger = predicted(R"(, "gpu_mem_gb": 96)");
+  CHECK(bigger["predicted_s"] > plain["predicted_s"]);  // memory that is slower
 }
 
 TEST_CASE("a broken set is refused with its place, and a row that cannot be is skipped with its rule", "[cli]") {

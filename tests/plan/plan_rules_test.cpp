@@ -178,7 +178,7 @@ TEST_CASE("what validation accepts can be lowered, and is sound", "[plan]") {
     if (plan.zero_stage >= 2 && coin()) plan.grad_sync = static_cast<GradSync>(random.below(2));
     if (plan.zero_stage >= 1 && coin()) plan.zero_shard_size = pick({1, 2, 3, 4});
     plan.recompute = static_cast<RecomputeMode>(random.below(3));
-    plan.recompute_modules = {coin(), coin(), coin()};
+    plan.recompute_modules = {coin(), coin(), coin(), coin(), coin(), coin()};
     plan.precision = static_cast<Precision>(random.below(3));
     plan.fp32_gradients = coin();
     plan.overlap = {coin(), coin(), plan.virtual_stages > 1 || coin()};

@@ -85,7 +85,8 @@ ParallelPlan random_plan(const ModelSpec& model, RandomStream& random) {
   const std::int64_t micro_batches = plan.pp * pick({1, 2, 3});
   plan.global_batch = plan.dp * plan.micro_batch * micro_batches;
   plan.recompute = static_cast<RecomputeMode>(random.below(3));
-  plan.recompute_modules = {random.below(2) == 0, random.below(2) == 0, random.below(2) == 0};
+  plan.recompute_modules = {random.below(2) == 0, random.below(2) == 0, random.below(2) == 0,
+                            random.below(2) == 0, random.below(2) == 0, random.below(2) == 0};
   plan.overlap.grad_reduce = random.below(2) == 0;
   plan.overlap.param_gather = random.below(2) == 0;
   plan.bucket_bytes = pick({1, 4096, 1 << 20});

@@ -82,6 +82,34 @@ json noise_floor(const std::vector<const Prediction*>& predictions) {
   return {{"jobs", spreads.size()}, {"median_spread", median(spreads)}};
 }
 
+/// Whether layouts come in the right order, by source and GPU: tokens/s of a GPU, predicted against measured, and what
+/// the layout that is predicted to be the best reaches of the best.
+json ranking(const std::vector<const Prediction*>& predictions) {
+  constexpr std::size_t kFew = 10;  // of fewer rows an order says little
+  struct Rates {
+    std::vector<double> measured, predicted;
+  };
+  std::map<std::string, Rates> groups;
+  for (const Prediction* its : predictions) {
+    const ParallelPlan& plan = its->run->scenario.plan;
+    const double tokens =
+        static_cast<double>(plan.global_batch * plan.sequence_length) / static_cast<double>(plan.ranks());
+    Rates& group = groups[its->run->source + ", " + its->run->gpu];
+    group.measured.push_back(tokens / its->run->measured_step_s);
+    group.predicted.push_back(tokens / its->step_s);
+  }
+  json out = json::object();
+  for (const auto& [name, rates] : groups) {
+    if (rates.measured.size() < kFew) continue;
+    const auto best = std::max_element(rates.predicted.begin(), rates.predicted.end()) - rates.predicted.begin();
+    out[name] = {{"rows", rates.measured.size()},
+                 {"rank_correlation", rank_correlation(rates.measured, rates.predicted)},
+                 {"chosen_over_best", rates.measured[static_cast<std::size_t>(best)] /
+                                          *std::max_element(rates.measured.begin(), rates.measured.end())}};
+  }
+  return out;
+}
+
 /// Where the predicted seconds go, in the order in which the model is built up: kernels as an average rank alone on its
 /// GPU runs them, what each layer of parallelism adds that compute does not hide, and what slows all kernels.
 json waterfall(const Prediction& its) {
@@ -223,6 +251,16 @@ const std::vector<std::string> kWaterfallHead{"% of the prediction",
                                               "jitter",
                                               "p2p"};
 
+std::vector<std::vector<std::string>> ranking_rows(const json& ranking) {
+  std::vector<std::vector<std::string>> rows;
+  for (const auto& [name, its] : ranking.items())
+    rows.push_back({name, std::to_string(its["rows"].get<std::size_t>()),
+                    fmt::format("{:.3f}", its["rank_correlation"].get<double>()),
+                    unsigned_percent(its["chosen_over_best"])});
+  return rows;
+}
+const std::vector<std::string> kRankingHead{"ranking of tokens/s", "rows", "Spearman", "chosen / best"};
+
 std::string worst_text(const json& results, std::size_t count) {
   std::vector<std::vector<std::string>> rows;
   for (const json* of : by_size(results, count)) {
@@ -264,6 +302,7 @@ json accuracy_report(const PublishedSet& set, const std::vector<Prediction>& pre
     out["null_model"] = null_model(timed);
     out["by_gpu"] = by(grouped(timed, [](const Prediction& p) { return p.run->gpu; }));
     out["by_stack"] = by(grouped(timed, [](const Prediction& p) { return p.stack; }));
+    out["ranking"] = ranking(timed);
     out["waterfall"] = mean_waterfalls(timed);
     out["by_model"] = by(grouped(timed, [](const Prediction& p) { return p.run->scenario.model.name; }));
   }
@@ -293,6 +332,7 @@ std::string accuracy_text(const json& report, std::size_t worst) {
                        unsigned_percent(null["p90_abs_error"]));
     out += groups_text(report["by_source"], "source");
     out += groups_text(report["by_gpu"], "GPU") + groups_text(report["by_stack"], "stack");
+    if (!report["ranking"].empty()) out += "\n" + table(kRankingHead, ranking_rows(report["ranking"]), 0);
     out += "\n" + table(kWaterfallHead, waterfall_rows(report["waterfall"]), 0);
     out += worst_text(report["results"], worst);
   }
@@ -331,6 +371,8 @@ std::string accuracy_markdown(const json& report, std::size_t worst, const std::
                          unsigned_percent(its["median_abs_error"]), unsigned_percent(its["p90_abs_error"]),
                          percent(its["bias"]));
   }
+  out += fmt::format("\n| {} |\n| --- | --: | --: | --: |\n", fmt::join(kRankingHead, " | "));
+  for (const auto& row : ranking_rows(report["ranking"])) out += fmt::format("| {} |\n", fmt::join(row, " | "));
   out +=
       "\nWhere the predicted time goes, in % of a step, averaged over the rows of a source: products (`gemm`), "
       "attention, "

@@ -5,6 +5,7 @@
 #include <boost/math/distributions/students_t.hpp>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "models/base/check.h"
 
@@ -129,6 +130,38 @@ std::optional<std::int64_t> PairedDifference::pairs_needed() const {
     needed = std::ceil((needed + next) / 2);
   }
   return static_cast<std::int64_t>(needed);
+}
+
+namespace {
+
+std::vector<double> ranks_of(const std::vector<double>& values) {
+  std::vector<std::size_t> order(values.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return values[a] < values[b]; });
+  std::vector<double> ranks(values.size());
+  for (std::size_t first = 0; first < order.size();) {
+    std::size_t end = first + 1;
+    while (end < order.size() && values[order[end]] == values[order[first]]) ++end;
+    for (std::size_t i = first; i < end; ++i) ranks[order[i]] = static_cast<double>(first + end - 1) / 2;
+    first = end;
+  }
+  return ranks;
+}
+
+}  // namespace
+
+double rank_correlation(const std::vector<double>& a, const std::vector<double>& b) {
+  TY_CHECK(a.size() == b.size(), "a correlation is of pairs");
+  if (a.size() < 2) return 0;
+  const std::vector<double> x = ranks_of(a), y = ranks_of(b);
+  const double middle = static_cast<double>(a.size() - 1) / 2;
+  double together = 0, of_x = 0, of_y = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    together += (x[i] - middle) * (y[i] - middle);
+    of_x += (x[i] - middle) * (x[i] - middle);
+    of_y += (y[i] - middle) * (y[i] - middle);
+  }
+  return of_x > 0 && of_y > 0 ? together / std::sqrt(of_x * of_y) : 0;
 }
 
 }  // namespace trainyard

@@ -55,4 +55,8 @@ struct PairedDifference {
 /// `a` and `b` have one length, at least 1.
 PairedDifference paired_difference(const std::vector<double>& a, const std::vector<double>& b);
 
+/// Spearman's rank correlation of two lists of one length; equal values share their mean rank. 0 for fewer than two, or
+/// where one of them is constant.
+double rank_correlation(const std::vector<double>& a, const std::vector<double>& b);
+
 }  // namespace trainyard

@@ -262,7 +262,8 @@ class RunReader {
   std::string overlap() {
     const bool megatron =
         has(run_.framework, "Megatron-LM") || has(run_.framework, "Megatron-DeepSpeed") || has(run_.framework, "NeoX");
-    if (!megatron || !is_before(row_.text("source_date"), 2023, 6)) return "";
+    const std::string date = row_.text("source_date");
+    if (!megatron || is_before(date, 2021, 1) || !is_before(date, 2023, 6)) return "";
     plan_.overlap.grad_reduce = plan_.overlap.param_gather = false;
     assume("gradients reduced after the last backward pass, as its framework did then");
     return "";

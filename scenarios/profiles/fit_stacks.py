@@ -23,8 +23,8 @@ DATE = "2026-11-27"
 
 UNITS = dict(sustained_clock="1", attention_relative="1", memory_traffic="1", overlap_slowdown="1", jitter="1", collectives_relative="1",
              kernel_gap_s="s", host_sync_s="s", context_bytes="bytes", communicator_bytes="bytes", gradient_copy_bytes="bytes", logit_copy_bytes="bytes", allocator_reserve="1")
-# Fused kernels move what the program says, and eager ones not three times as much; no GPU trains at the clock of a kernel alone.
-LIMITS = dict(sustained_clock=(0.6, 0.95), attention_relative=(0.5, 1.05), memory_traffic=(1, 3), overlap_slowdown=(0, 1), jitter=(0, 0.05),
+# Fused kernels move what the program says, and eager ones hardly twice as much; no GPU trains at the clock of a kernel alone.
+LIMITS = dict(sustained_clock=(0.6, 0.95), attention_relative=(0.5, 1.05), memory_traffic=(1, 2), overlap_slowdown=(0, 1), jitter=(0, 0.05),
               collectives_relative=(0.05, 1.2))
 # Where a search begins, and how wide its first steps are.
 START = dict(sustained_clock=(0.85, 0.05), attention_relative=(0.9, -0.1), memory_traffic=(1.2, 0.4), overlap_slowdown=(0.2, 0.15),
@@ -80,7 +80,8 @@ STACKS = [
          rows=["torchtitan-benchmarks-dec-20-0002"]),
     dict(name="torchtitan", hardware=["h100-96gb"], frameworks=["torchtitan"],
          attention=dict(kernel="flash2", source="PyTorch's scaled_dot_product_attention with FlashAttention-2", date="2024-12"),
-         fitted=["memory_traffic"], facts=dict(sustained_clock="torchtitan-compiled", overlap_slowdown="torch", logit_copy_bytes="torchtitan-compiled"),
+         # Its norms and rotations are several kernels in f32 each.
+         fitted=["memory_traffic"], limits=dict(memory_traffic=(1, 3)), facts=dict(sustained_clock="torchtitan-compiled", overlap_slowdown="torch", logit_copy_bytes="torchtitan-compiled"),
          group="torchtitan, Llama 3 8B on 8 GPUs, not compiled",
          rows=["torchtitan-benchmarks-dec-20-0001"]),
     dict(name="llm.c", hardware=A100 + ["h100-sxm"], frameworks=["llm.c"],
@@ -247,8 +248,10 @@ def simplex(cost, start, scale, steps):
 def fit(stack, runner):
     keys = stack["fitted"]
 
+    limits = {**LIMITS, **stack.get("limits", {})}
+
     def within(point):
-        return {k: min(max(v, LIMITS[k][0]), LIMITS[k][1]) for k, v in zip(keys, point)}
+        return {k: min(max(v, limits[k][0]), limits[k][1]) for k, v in zip(keys, point)}
 
     def cost(point):
         values = within(point)
@@ -273,13 +276,15 @@ def evenly(ids, count):
     return ids if len(ids) <= count else [ids[i * len(ids) // count] for i in range(count)]
 
 
-def leave_one_out(runner):
+def leave_one_out(runner, only):
     """How stacks do on sources that they know nothing of: fitted on their other sources, and by the default of all other stacks."""
     out = []
     by_stack = {}
     for row in runner.predicted():
         by_stack.setdefault(row["stack"], []).append(row)
     for stack in STACKS:
+        if only not in (None, stack["name"]):
+            continue
         rows = by_stack.get(stack["name"], [])
         sources = sorted({row["source"] for row in rows})
         for source in sources if len(sources) > 1 else []:
@@ -323,7 +328,7 @@ def main():
             (pathlib.Path(folder) / file.name).write_text(file.read_text())
         runner = Runner(arguments.trainyard, folder)
         if arguments.leave_one_out:
-            pathlib.Path(arguments.leave_one_out).write_text(json.dumps(leave_one_out(runner), indent=2) + "\n")
+            pathlib.Path(arguments.leave_one_out).write_text(json.dumps(leave_one_out(runner, arguments.only), indent=2) + "\n")
             return
         for stack in STACKS:
             if arguments.only not in (None, stack["name"]):

@@ -56,6 +56,14 @@ TEST_CASE("percentiles are values that were there") {
   CHECK(percentile({7}, 0.01) == 7);
 }
 
+TEST_CASE("rank correlation is R's: cor(a, b, method = \"spearman\")") {
+  CHECK(rank_correlation({1, 2, 3, 4}, {10, 20, 30, 1000}) == Approx(1));
+  CHECK(rank_correlation({1, 2, 3, 4}, {4, 3, 2, 1}) == Approx(-1));
+  CHECK(rank_correlation({1, 2, 3, 4, 5}, {5, 6, 7, 8, 7}) == Approx(0.8207826817));  // a tie
+  CHECK(rank_correlation({1, 2, 3}, {5, 5, 5}) == 0);
+  CHECK(rank_correlation({1}, {1}) == 0);
+}
+
 TEST_CASE("paired differences are R's: t.test(second, first, paired = TRUE)") {
   const PairedDifference difference = paired_difference(kFirstDrug, kSecondDrug);
   CHECK(difference.pairs == 10);

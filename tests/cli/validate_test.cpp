@@ -48,6 +48,10 @@ TEST_CASE("published rows are predicted, or named with a reason", "[cli]") {
   for (const auto& [source, terms] : report["waterfall"].items())
     for (const auto& [term, share] : terms.items()) shares += share.get<double>();
   CHECK(shares == Approx(1));
+  const json& ranking = report["ranking"].begin().value();
+  CHECK(ranking["rows"] == 10);
+  CHECK(ranking["rank_correlation"] > 0.9);
+  CHECK(ranking["chosen_over_best"] <= 1);
   for (const char* key :
        {"median_abs_error", "p90_abs_error", "bias", "null_model", "by_source", "by_gpu", "memory", "by_stack"})
     CHECK(report.contains(key));

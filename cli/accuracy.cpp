@@ -82,10 +82,11 @@ json noise_floor(const std::vector<const Prediction*>& predictions) {
   return {{"jobs", spreads.size()}, {"median_spread", median(spreads)}};
 }
 
-/// Whether layouts come in the right order, by source and GPU: tokens/s of a GPU, predicted against measured, and what
-/// the layout that is predicted to be the best reaches of the best.
+/// Whether layouts come in the right order, by source, GPU and model (between models their size alone decides):
+/// tokens/s of a GPU, predicted against measured, and what the layout that is predicted to be the best reaches of the
+/// best.
 json ranking(const std::vector<const Prediction*>& predictions) {
-  constexpr std::size_t kFew = 10;  // of fewer rows an order says little
+  constexpr std::size_t kFew = 5;  // of fewer rows an order says little
   struct Rates {
     std::vector<double> measured, predicted;
   };
@@ -94,7 +95,8 @@ json ranking(const std::vector<const Prediction*>& predictions) {
     const ParallelPlan& plan = its->run->scenario.plan;
     const double tokens =
         static_cast<double>(plan.global_batch * plan.sequence_length) / static_cast<double>(plan.ranks());
-    Rates& group = groups[its->run->source + ", " + its->run->gpu];
+    Rates& group = groups[fmt::format("{}, {}, {}", its->run->source, its->run->scenario.cluster.hardware,
+                                      its->run->scenario.model.name)];
     group.measured.push_back(tokens / its->run->measured_step_s);
     group.predicted.push_back(tokens / its->step_s);
   }

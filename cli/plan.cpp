@@ -146,6 +146,17 @@ std::string memory_by_component(const json& stages, double capacity) {
       {"activations", "saved"}, {"stage inputs", "input"}, {"scratch", "transient"}};
   for (const auto& [name, role] : kRoles)
     line(name, [key = role](const json& stage) { return stage["by_role"][key].get<double>(); });
+  const auto role = [](const json& stage, const char* name) { return stage["by_role"][name].get<double>(); };
+  line("sends and batch", [&](const json& stage) {
+    double bytes = 0;
+    for (const char* name : {"output", "output_grad", "input_grad", "batch", "step"}) bytes += role(stage, name);
+    return bytes;
+  });
+  line("gaps between them", [](const json& stage) {
+    double bytes = stage["arena_bytes"];
+    for (const auto& [name, its] : stage["by_role"].items()) bytes -= its.get<double>();
+    return bytes;
+  });
   line("arena, at its peak", [](const json& stage) { return stage["arena_bytes"].get<double>(); });
   static constexpr std::pair<const char*, const char*> kBeside[] = {
       {"fragmentation", "fragmentation_bytes"}, {"context, kernels", "context_bytes"},

@@ -3,6 +3,7 @@
 #include <set>
 
 #include "models/cost/cost.h"
+#include "models/program/parameters.h"
 
 namespace trainyard {
 
@@ -27,10 +28,13 @@ std::int64_t communicators_of(const StepProgram& program, const StageProgram& st
   return static_cast<std::int64_t>(groups.size());
 }
 
-double parameters_of(const StageProgram& stage) {
+/// Elements of gradients that a rank keeps.
+double gradients_of(const StepProgram& program, const StageProgram& stage) {
   double elements = 0;
   for (const Chunk& chunk : stage.chunks)
-    for (const Bucket& bucket : chunk.buckets) elements += static_cast<double>(bucket.elements);
+    for (const Bucket& bucket : chunk.buckets)
+      elements += static_cast<double>(reduces_every_micro_batch(bucket, program.plan) ? bucket.shard_elements
+                                                                                      : bucket.elements);
   return elements;
 }
 
@@ -84,7 +88,7 @@ ProcessMemory CostModel::process_memory(const StepProgram& program, const StageP
   out.communicators = communicators_of(program, stage);
   out.communicator_bytes = static_cast<double>(out.communicators) * stack_.communicator_bytes;
   if (program.plan.precision == Precision::Bf16 && program.plan.fp32_gradients)
-    out.gradient_copy_bytes = stack_.gradient_copy_bytes * parameters_of(stage);
+    out.gradient_copy_bytes = stack_.gradient_copy_bytes * gradients_of(program, stage);
   out.logit_copy_bytes = stack_.logit_copy_bytes * logits_of(program, stage);
   out.workspace_bytes = workspace_bytes(program, stage);
   return out;

@@ -51,7 +51,8 @@ bool second_product(const Node& node) {
 bool selected(const RecomputeModules& modules, const Node& node) {
   if (modules.core_attn && node.op.kind == OpKind::Attention) return true;
   if (modules.norm && node.op.kind == OpKind::Norm) return true;
-  if ((modules.activation || modules.mlp) && node.op.kind == OpKind::Activation) return true;
+  const bool dense = !node.op.attr.has_counts;
+  if ((modules.activation || (modules.mlp && dense)) && node.op.kind == OpKind::Activation) return true;
   if (modules.pointwise && is_pointwise(node.op.kind)) return true;
   if (modules.mlp && of_mlp(node.product)) return true;
   return modules.every_second_matmul && second_product(node);

@@ -43,7 +43,7 @@ bool has(const std::string& text, const char* part) { return text.find(part) != 
 /// Months since the year 0, of a date that begins with a year. Others are releases ("24.11"), all of them later than
 /// what is asked of dates here.
 std::optional<int> month_of(const std::string& date) {
-  static const std::regex form(R"(^(20\d\d)(?:-(\d\d))?)");
+  static const std::regex form(R"(^(20\d\d)(?:-(0[1-9]|1[0-2]))?(?!\d))");
   std::smatch found;
   if (!std::regex_search(date, found, form)) return std::nullopt;
   return 12 * std::stoi(found[1]) + (found[2].matched ? std::stoi(found[2]) : 1);
@@ -122,7 +122,8 @@ class RunReader {
   // "4x100G", "1600 Gbps per node", "400 Gb/s RDMA per GPU", "HDR", "NDR".
   void network(const std::string& text, ClusterSpec& cluster) {
     std::smatch found;
-    static const std::regex by_nic(R"((\d+)\s*x\s*(\d+)\s*G)"), by_rate(R"((\d+)\s*(?:Gbps|Gb/s)[^;,]*per (node|GPU))");
+    static const std::regex by_nic(R"((?:^|\D)([1-9]\d{0,3})\s*x\s*([1-9]\d{0,3})\s*G)"),
+        by_rate(R"((?:^|\D)([1-9]\d{0,5})\s*(?:Gbps|Gb/s)[^;,]*per (node|GPU))");
     if (std::regex_search(text, found, by_nic)) {
       cluster.nics_per_node = std::stoll(found[1]);
       cluster.nic_bytes_per_s = std::stod(found[2]) * kBytesPerGbit;
@@ -263,7 +264,11 @@ class RunReader {
     const bool megatron =
         has(run_.framework, "Megatron-LM") || has(run_.framework, "Megatron-DeepSpeed") || has(run_.framework, "NeoX");
     const std::string date = row_.text("source_date");
-    if (!megatron || is_before(date, 2021, 1) || !is_before(date, 2023, 6)) return "";
+    if (!megatron || !is_before(date, 2023, 6)) return "";
+    if (is_before(date, 2021, 1)) {
+      assume("gradients reduced by PyTorch's DistributedDataParallel, beside the backward pass");
+      return "";
+    }
     plan_.overlap.grad_reduce = plan_.overlap.param_gather = false;
     assume("gradients reduced after the last backward pass, as its framework did then");
     return "";
@@ -272,7 +277,7 @@ class RunReader {
   std::string measured() {
     run_.out_of_memory = row_.text("quality_flag") == "OOM";
     // nvidia-smi and PyTorch count in powers of two: 80 "GB" of an 80 GB GPU were in use at once.
-    if (const auto peak = row_.number("peak_mem_gb")) run_.peak_memory_bytes = *peak * kGiB;
+    if (const auto peak = row_.number("peak_mem_gb"); peak && *peak > 0) run_.peak_memory_bytes = *peak * kGiB;
     for (const char* key : {"iteration_time_s", "derived_iteration_time_s"}) {
       const std::optional<double> seconds = row_.number(key);
       if (!seconds || *seconds <= 0) continue;

@@ -293,7 +293,8 @@ def leave_one_out(runner, only):
             if kept != stack["rows"]:
                 values = fit({**stack, "rows": kept}, runner)
                 (runner.folder / f"stack-{stack['name']}.json").write_text(profile(stack, values))
-            out.append(dict(stack=stack["name"], left_out=source, how="fitted on the stack's other sources",
+            how = "fitted on the stack's other sources" if kept != stack["rows"] else "none of its rows was fitted on"
+            out.append(dict(stack=stack["name"], left_out=source, how=how,
                             **figures(runner.predicted(stack["name"], inside))))
             (runner.folder / f"stack-{stack['name']}.json").write_text((HERE / f"stack-{stack['name']}.json").read_text())
             print(json.dumps(out[-1]), flush=True)
@@ -328,7 +329,8 @@ def main():
             (pathlib.Path(folder) / file.name).write_text(file.read_text())
         runner = Runner(arguments.trainyard, folder)
         if arguments.leave_one_out:
-            pathlib.Path(arguments.leave_one_out).write_text(json.dumps(leave_one_out(runner, arguments.only), indent=2) + "\n")
+            pathlib.Path(arguments.leave_one_out).write_text(json.dumps(dict(
+                command="python3 scenarios/profiles/fit_stacks.py --leave-one-out FILE", date=DATE, results=leave_one_out(runner, arguments.only)), indent=1) + "\n")
             return
         for stack in STACKS:
             if arguments.only not in (None, stack["name"]):

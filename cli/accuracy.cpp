@@ -120,21 +120,19 @@ json waterfall(const Prediction& its) {
   const double kernels = part(StepPart::Gemm) + part(StepPart::Attention) + part(StepPart::MemoryBound) +
                          part(StepPart::Recompute) + part(StepPart::Optimizer);
   const bool gathers = its.run->scenario.plan.zero_stage == 3;
-  json out{
-      {"gemm", part(StepPart::Gemm) / slower},
-      {"attention", part(StepPart::Attention) / slower},
-      {"recompute", part(StepPart::Recompute) / slower},
-      {"memory_bound", part(StepPart::MemoryBound) / slower},
-      {"pipeline_fill_and_uneven_stages", part(StepPart::Bubble)},
-      {"tensor_and_context_parallel", part(StepPart::ExposedTp) + part(StepPart::ExposedCp)},
-      {"fsdp_gather_and_scatter", gathers ? part(StepPart::ExposedDp) : 0.0},
-      {"sm_contention", kernels - kernels / its.contention},
-      {"last_sync_and_optimizer", part(StepPart::Optimizer) / slower + (gathers ? 0.0 : part(StepPart::ExposedDp))},
-      {"host", part(StepPart::HostSync)},
-      {"jitter", (kernels - kernels / its.slowest_rank) / its.contention},
-      {"p2p", part(StepPart::ExposedPp)}};
-  if (part(StepPart::ExposedEp) > 0) out["experts"] = part(StepPart::ExposedEp);
-  return out;
+  return {{"gemm", part(StepPart::Gemm) / slower},
+          {"attention", part(StepPart::Attention) / slower},
+          {"recompute", part(StepPart::Recompute) / slower},
+          {"memory_bound", part(StepPart::MemoryBound) / slower},
+          {"pipeline_fill_and_uneven_stages", part(StepPart::Bubble)},
+          {"tensor_and_context_parallel", part(StepPart::ExposedTp) + part(StepPart::ExposedCp)},
+          {"fsdp_gather_and_scatter", gathers ? part(StepPart::ExposedDp) : 0.0},
+          {"sm_contention", kernels - kernels / its.contention},
+          {"last_sync_and_optimizer", part(StepPart::Optimizer) / slower + (gathers ? 0.0 : part(StepPart::ExposedDp))},
+          {"host", part(StepPart::HostSync)},
+          {"jitter", (kernels - kernels / its.slowest_rank) / its.contention},
+          {"p2p", part(StepPart::ExposedPp)},
+          {"expert_parallel", part(StepPart::ExposedEp)}};
 }
 
 /// By source the mean share that each term has of the predicted step.
@@ -251,7 +249,8 @@ const std::vector<std::string> kWaterfallHead{"% of the prediction",
                                               "sync",
                                               "host",
                                               "jitter",
-                                              "p2p"};
+                                              "p2p",
+                                              "ep"};
 
 std::vector<std::vector<std::string>> ranking_rows(const json& ranking) {
   std::vector<std::vector<std::string>> rows;
@@ -382,7 +381,8 @@ std::string accuracy_markdown(const json& report, std::size_t worst, const std::
       "collectives "
       "of tensor and context parallelism that compute does not hide, gathers and scatters of FSDP, SMs and bandwidth "
       "that collectives take from kernels (`SMs`), the last gradient bucket, gathers of ZeRO 1 and the optimizer "
-      "(`sync`), waits for the host, the slowest rank (`jitter`), pipeline transfers.\n\n";
+      "(`sync`), waits for the host, the slowest rank (`jitter`), pipeline transfers, and all-to-alls of experts "
+      "(`ep`).\n\n";
   out += "| " + fmt::format("{}", fmt::join(kWaterfallHead, " | ")) + " |\n| ---";
   for (std::size_t i = 1; i < kWaterfallHead.size(); ++i) out += " | --:";
   out += " |\n";

@@ -1,6 +1,8 @@
 // trainyard plan check|show: is the plan sound, and what does it mean?
 
+#include <algorithm>
 #include <iostream>
+#include <set>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -116,6 +118,26 @@ json memory_table(const Job& job) {
   return rows;
 }
 
+/// Of more columns than can be read: the first, the last, the fullest, and some evenly between.
+void keep_few(std::vector<std::string>& head, std::vector<const json*>& shown) {
+  constexpr std::size_t kColumns = 8;
+  if (shown.size() <= kColumns) return;
+  std::set<std::size_t> kept;
+  for (std::size_t i = 0; i + 1 < kColumns; ++i) kept.insert(i * (shown.size() - 1) / (kColumns - 2));
+  const auto fullest = std::max_element(shown.begin(), shown.end(), [](const json* a, const json* b) {
+    return (*a)["process_peak_bytes"] < (*b)["process_peak_bytes"];
+  });
+  kept.insert(static_cast<std::size_t>(fullest - shown.begin()));
+  std::vector<std::string> names{head[0] + fmt::format(" ({} of {})", kept.size(), shown.size())};
+  std::vector<const json*> few;
+  for (const std::size_t i : kept) {
+    names.push_back(head[i + 1]);
+    few.push_back(shown[i]);
+  }
+  head = names;
+  shown = few;
+}
+
 /// A line for each component, a column for each stage whose figures differ from the one before.
 std::string memory_by_component(const json& stages, double capacity) {
   std::vector<std::string> head{"of a GPU, by stage"};
@@ -130,6 +152,7 @@ std::string memory_by_component(const json& stages, double capacity) {
     head.push_back(std::to_string(i));
     shown.push_back(&stages[i]);
   }
+  keep_few(head, shown);
   std::vector<std::vector<std::string>> rows;
   const auto line = [&](const char* name, auto&& bytes_of) {
     std::vector<std::string> cells{name};

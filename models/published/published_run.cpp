@@ -187,7 +187,6 @@ class RunReader {
     if (how.rfind("selective (core", 0) == 0) return "";
     RecomputeModules& modules = plan_.recompute_modules;
     if (has(how, "gelu")) {
-      modules = {};
       modules.core_attn = false;
       modules.activation = true;
       return "";
@@ -217,12 +216,13 @@ class RunReader {
     return "";
   }
 
+  [[nodiscard]] bool is_nemo() const { return has(run_.framework, "NeMo") || has(run_.framework, "Megatron-Bridge"); }
+
   std::string sharding() {
     const std::optional<std::int64_t> stage = row_.integer("zero_stage");
     plan_.zero_stage = stage.value_or(0);
     if (plan_.zero_stage > 3) return fmt::format("ZeRO {}", plan_.zero_stage);
-    const bool nemo = has(run_.framework, "NeMo") || has(run_.framework, "Megatron-Bridge");
-    if (!stage && nemo && plan_.dp > 1) {
+    if (!stage && is_nemo() && plan_.dp > 1) {
       plan_.zero_stage = 1;
       assume("ZeRO 1, which its recipes have");
     }
@@ -246,7 +246,7 @@ class RunReader {
   /// Rows do not say in which type gradients are summed.
   std::string gradients() {
     // Its scripts for H100 set optim.grad_sync_dtype=bf16 (NeMo-Framework-Launcher, examples/training).
-    const bool nemo = has(run_.framework, "NeMo") || has(run_.framework, "Megatron-Bridge");
+    const bool nemo = is_nemo();
     // FSDP's mixed precision PURE (llm-foundry, submit_benchmarks.py) and bfSixteen (fms-fsdp) reduce in bf16.
     const bool pure = has(run_.framework, "Composer") || has(run_.framework, "PyTorch FSDP1");
     // accumulate_allreduce_grads_in_fp32 is set for bf16 only (Megatron-LM, arguments.py), and DeepSpeed keeps to fp16.
@@ -259,13 +259,14 @@ class RunReader {
   }
 
   /// --overlap-grad-reduce and --overlap-param-gather came to Megatron in 2023; DeepSpeed's PipelineEngine reduces
-  /// after the last backward pass (_exec_reduce_grads).
+  /// after the last backward pass (_exec_reduce_grads). Without a pipeline Megatron's runs took PyTorch's own
+  /// DistributedDataParallel, which overlaps (Megatron-LM, examples/sc21/run_table_1.sh: DDP=torch, and local with
+  /// one).
   std::string overlap() {
     const bool megatron =
         has(run_.framework, "Megatron-LM") || has(run_.framework, "Megatron-DeepSpeed") || has(run_.framework, "NeoX");
-    const std::string date = row_.text("source_date");
-    if (!megatron || !is_before(date, 2023, 6)) return "";
-    if (is_before(date, 2021, 1)) {
+    if (!megatron || !is_before(row_.text("source_date"), 2023, 6)) return "";
+    if (plan_.pp == 1) {
       assume("gradients reduced by PyTorch's DistributedDataParallel, beside the backward pass");
       return "";
     }

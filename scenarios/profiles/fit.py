@@ -37,8 +37,8 @@ GPUS = {
 # The same chip with other memory: measured shares of what their own data sheets say.
 VARIANTS = {
     "a100-sxm-40gb": dict(like="a100-sxm", memory=(39.50 * 2**30, "PyTorch's total capacity: CoSeR issue 10"), bandwidth=1.555e12, sheet="NVIDIA A100 40GB SXM data sheet, 2020-05"),
-    "h100-96gb": dict(like="h100-sxm", memory=(95.04 * 2**30, "torchtitan, docs/performance.md: capacity of its H100s"), bandwidth=2.4e12,
-                      sheet="torchtitan, docs/performance.md: H100 with 96 GB of HBM2e at 2.4 TB/s and 500 W"),
+    "h100-96gb": dict(like="h100-sxm", memory=(96e9, "torchtitan, benchmarks/llama3_h100_202412_torchtitan.md"), bandwidth=2.4e12,
+                      sheet="torchtitan, benchmarks/llama3_h100_202412_torchtitan.md: 96 GB of HBM2e at 2.4 TB/s, 500 W"),
 }
 
 # Output tiles that cuBLAS picks from, and the share of the best tile's throughput that each reaches (fitted, but for the first).

@@ -48,10 +48,11 @@ STACKS = [
          fitted=["sustained_clock", "memory_traffic", "collectives_relative", "jitter"],
          group="Korthikanti et al. 2022, all; Megatron-LM's README of 2020, one node",
          rows=[f"korthikanti-et-al-2022-arxiv-{i:04}" for i in range(1, 11)] + [f"megatron-lm-readme-sep-2020-{i:04}" for i in (2, 5, 8, 11)]),
-    dict(name="megatron-deepspeed", hardware=A100, # GPT-NeoX too is Megatron's model on DeepSpeed's pipeline engine and ZeRO (arXiv 2204.06745, section 2.3).
+    # GPT-NeoX too is Megatron's model on DeepSpeed's pipeline engine and ZeRO (arXiv 2204.06745).
+    dict(name="megatron-deepspeed", hardware=A100,
          frameworks=["Megatron-DeepSpeed", "GPT-NeoX"],
          attention=dict(kernel="materialised", source="bigscience: no FlashAttention, fused softmax, no attention dropout", date="2022"),
-         facts=dict(gradient_copy_bytes=(2, "DeepSpeed's BF16_Optimizer keeps gradients in bf16 beside those summed in f32"),
+         facts=dict(gradient_copy_bytes=(2, "DeepSpeed's BF16_Optimizer leaves gradients in bf16 beside those summed in f32 (update_hp_grads, clear_lp_grads off)"),
                     context_bytes=(4.1e9, "CUDA context with kernels, 1.1e9; DeepSpeed's buckets of 5e8 elements: two to reduce, one to gather")),
          fitted=["sustained_clock", "memory_traffic", "collectives_relative", "jitter"],
          group="BLOOM's chronicles: every eighth row",
@@ -110,7 +111,7 @@ DEFAULTS = [
          attention=dict(kernel="fastest", source="the fastest that was measured on the GPU", date=DATE)),
     dict(name="default-a100", hardware=A100, of=["torch-a100", "composer-amp"],
          attention=dict(kernel="fastest", source="the fastest that was measured on the GPU", date=DATE)),
-    # BloombergGPT (arXiv 2303.17564, section 3.4): "a combined masked-causal-softmax fused kernel in SMP".
+    # BloombergGPT's attention is Megatron's: a fused kernel of mask and softmax in SMP (arXiv 2303.17564, fused kernels).
     dict(name="default-2021", hardware=A100, frameworks=["SageMaker Model Parallel"], of=["megatron-2021", "megatron-deepspeed", "zero3-2021"],
          attention=dict(kernel="materialised", source="before FlashAttention (arXiv 2205.14135)", date="2022-05")),
 ]

@@ -281,7 +281,8 @@ Communicator::Ticket StepInterpreter::transfer(const Item& item) {
   for (const Transfer& transfer : item.transfers) {
     Coordinates peer = mesh_.coordinates(rank_);
     peer.pp = transfer.peer_stage;
-    std::byte* data = arena_.get() + stage_.frames[index(transfer.frame)].offset_bytes;
+    std::byte* data = arena_.get() + stage_.frames[index(transfer.frame)].offset_bytes +
+                      (transfer.block_of_tp ? peer.tp * transfer.bytes : 0);
     const std::int64_t chunks = program_.plan.pp * program_.plan.virtual_stages;
     const std::int64_t key = (transfer.micro_batch * chunks + transfer.model_chunk) * 2 + (transfer.backward ? 1 : 0);
     moves.push_back({transfer.send, mesh_.rank(peer), key, {data, transfer.bytes}});

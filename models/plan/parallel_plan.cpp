@@ -126,6 +126,10 @@ class PlanRules {
     rule_.expect((plan_.cp * plan_.dp) % plan_.ep == 0, "ep", text(plan_.ep),
                  fmt::format("must divide cp*dp = {}, into which it folds", plan_.cp * plan_.dp),
                  "raise dp, or lower ep");
+    const RecomputeModules& modules = plan_.recompute_modules;
+    rule_.expect(plan_.recompute != RecomputeMode::Selective || (!modules.mlp && !modules.every_second_matmul),
+                 "recompute_modules", modules.mlp ? "mlp" : "every_second_matmul",
+                 "counts products of dense layers; experts have none", "leave it out, or recompute whole layers");
     rule_.expect(plan_.moe.overflow == MoeOverflow::Fail, "moe.overflow", "drop", "dropping tokens is not lowered yet",
                  "use \"fail\" with a buffer_factor that is large enough");
   }
@@ -146,12 +150,25 @@ class PlanRules {
                  "choose a divisor of it, or change ep");
   }
 
+  void scatter_gather() {
+    if (!plan_.pipeline_scatter_gather) return;
+    const auto expect = [&](bool holds, std::string rule) {
+      rule_.expect(holds, "pipeline_scatter_gather", "true", std::move(rule), "set it to false");
+    };
+    expect(plan_.tp > 1 && plan_.pp > 1, "needs tp and pp above 1: ranks of tp share what a pipeline sends");
+    expect(!plan_.sequence_parallel, "means nothing under sequence parallelism, where each rank sends its own rows");
+    expect(rows() * model_.hidden_size % plan_.tp == 0,
+           fmt::format("needs the {} values of a boundary to be divisible by tp = {}", rows() * model_.hidden_size,
+                       plan_.tp));
+  }
+
   void pipeline_axis() {
     const bool interleaved = plan_.schedule == PipelineSchedule::Interleaved;
     rule_.expect(interleaved == (plan_.virtual_stages > 1), "virtual_stages", text(plan_.virtual_stages),
                  "must be above 1 for an interleaved schedule, and 1 otherwise",
                  "set both \"schedule\": \"interleaved\" and virtual_stages");
     rule_.expect(!interleaved || plan_.pp > 1, "schedule", "interleaved", "needs pp above 1", "use 1f1b");
+    scatter_gather();
     rule_.expect(!interleaved || plan_.overlap.p2p, "overlap.p2p", "false",
                  "sends of an interleaved pipeline always overlap here", "set it to true");
     rule_.expect(!interleaved || plan_.global_batch % (plan_.dp * plan_.micro_batch) != 0 ||

@@ -44,6 +44,9 @@ struct OverlapSwitches {
   bool grad_reduce = true;   // gradient buckets leave while the backward pass still runs
   bool param_gather = true;  // updated parameters arrive while the forward pass starts
   bool p2p = true;           // pipeline sends and receives beside compute (interleaved only)
+  /// Of a product's gradients the one of its input is summed over tp beside the product that makes the one of its
+  /// weight.
+  bool tensor_parallel = true;
 };
 
 struct MoePlan {
@@ -94,6 +97,10 @@ struct ParallelPlan {
 
   PipelineSchedule schedule = PipelineSchedule::OneFOneB;
   std::int64_t virtual_stages = 1;
+  /// Every tensor-parallel rank of a stage has the same boundary: each sends its block of it, and the next stage
+  /// gathers them (Narayanan et al. 2021, section 4.1). Off: each sends all of it. Under sequence parallelism ranks
+  /// have no more than their own rows.
+  bool pipeline_scatter_gather = false;
   /// Decoder layers of each stage-chunk, in model order (chunk 0 of stage 0, of stage 1, ...);
   /// empty: even, with what is left over given to the middle of the pipeline.
   std::vector<std::int64_t> layers_per_chunk;

@@ -14,6 +14,7 @@
 #include "models/base/check.h"
 #include "models/base/index.h"
 #include "models/program/block_builder.h"
+#include "models/program/parameters.h"
 #include "models/program/program.h"
 
 namespace trainyard {
@@ -165,14 +166,19 @@ class MemoryCheck {
     for (std::size_t o = 0; o < block.ops.size(); ++o) {
       const Op& op = block.ops[o];
       const std::int32_t id = order_.id(i, static_cast<OpId>(o));
-      for (const TensorId in : op.in) touch(id, item, block.tensors[index(in)], false, true);
+      // Of what it gathers in place a rank reads its own block.
+      const bool gathers = op.kind == OpKind::AllGather && op.attr.in_place;
+      const std::int64_t blocks = gathers ? group_size(program_.plan, op.group) : 1;
+      for (const TensorId in : op.in) touch(id, item, block.tensors[index(in)], false, true, blocks);
       for (std::size_t k = 0; k < op.out.size(); ++k) {
-        touch(id, item, block.tensors[index(op.out[k])], true, accumulates(op, k) || op.attr.in_place);
+        touch(id, item, block.tensors[index(op.out[k])], true, accumulates(op, k) || (op.attr.in_place && !gathers));
       }
     }
   }
 
-  void touch(std::int32_t id, const Item& item, const Tensor& tensor, bool writes, bool reads) {
+  // One of `blocks` equal parts of the tensor, and which one does not matter: every rank has its own.
+  void touch(std::int32_t id, const Item& item, const Tensor& tensor, bool writes, bool reads,
+             std::int64_t blocks = 1) {
     const std::int32_t frame = item.frames[static_cast<std::size_t>(tensor.role)];
     if (frame < 0)
       return fail(id, fmt::format("{} lies in {}, which is not bound", tensor.name, to_string(tensor.role)));
@@ -181,7 +187,7 @@ class MemoryCheck {
       return fail(id, fmt::format("{} lies outside its {} frame", tensor.name, to_string(tensor.role)));
     }
     if (tensor.role == Role::Transient) return take_turns(id, frame);  // within a block: TransientCheck
-    access(id, frame, tensor.offset_bytes, tensor.bytes(), writes, reads);
+    access(id, frame, tensor.offset_bytes, tensor.bytes() / blocks, writes, reads);
   }
 
   void note_use(std::int32_t id, std::int32_t frame) {
@@ -233,8 +239,8 @@ class MemoryCheck {
       if (writes) order_after(id, range.last_read);
     }
     const Role role = stage_.frames[index(frame)].role;
-    if (reads && !starts_valid(role) && covered == 0) {
-      fail(id, fmt::format("reads {} at byte {} before anything wrote there", to_string(role), offset));
+    if (reads && !starts_valid(role) && covered < bytes) {
+      fail(id, fmt::format("reads {} at byte {} before all of it was written", to_string(role), offset));
     }
     if (own == nullptr) {
       ranges_[index(frame)].push_back({offset, offset + bytes, {}, {}, false});

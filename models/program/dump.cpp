@@ -105,9 +105,10 @@ void dump_item(std::string& out, const StepProgram& program, std::size_t index, 
   } else {
     out += fmt::format(" batch on {}", to_string(item.stream));
     for (const Transfer& move : item.transfers) {
-      out += fmt::format(" [{} {} chunk={} micro_batch={} {} stage {} f{} {} bytes]", move.send ? "send" : "receive",
+      out += fmt::format(" [{} {} chunk={} micro_batch={} {} stage {} f{}{} {} bytes]", move.send ? "send" : "receive",
                          move.backward ? "gradient" : "activation", move.model_chunk, move.micro_batch,
-                         move.send ? "to" : "from", move.peer_stage, move.frame, move.bytes);
+                         move.send ? "to" : "from", move.peer_stage, move.frame, move.block_of_tp ? "[tp]" : "",
+                         move.bytes);
     }
   }
   for (const Wait& wait : item.waits) {

@@ -221,7 +221,7 @@ class BackwardEmitter : Emitter {
       const Node& node = graph_.nodes[i];
       // Weight gradients wait until the collective that carries the input gradient is launched, so that they overlap.
       const bool communicates = node.op.stream != Stream::Compute;
-      if (!communicates) flush_deferred();
+      if (!communicates || follows_compute(node.op.stream)) flush_deferred();
       differentiate(node);
       if (communicates) flush_deferred();
     }
@@ -237,6 +237,8 @@ class BackwardEmitter : Emitter {
       builder_.add(std::move(copy));
     }
   }
+
+  bool follows_compute(Stream stream) const { return stream == Stream::Tp && !plan_.overlap.tensor_parallel; }
 
   void flush_deferred() {
     for (const auto& emit_now : deferred_) emit_now();
@@ -362,6 +364,7 @@ class BackwardEmitter : Emitter {
     op.in.insert(op.in.end(), more.begin(), more.end());
     op.out = {like(node.in[0])};
     const TensorId dx = op.out[0];
+    if (follows_compute(op.stream) && builder_.last_compute_op() >= 0) op.deps.push_back(builder_.last_compute_op());
     builder_.add(std::move(op));
     give(node.in[0], dx);
   }

@@ -45,6 +45,11 @@ class BlockLibrary {
     return once(BlockKind::ParamGather, chunk, false,
                 [&](const std::string& name) { return param_gather_block(plan_, chunk, name); });
   }
+  std::int32_t boundary_gather(bool gradient) {
+    const auto [entry, is_new] = boundary_gather_.try_emplace(gradient, static_cast<std::int32_t>(blocks_.size()));
+    if (is_new) blocks_.push_back(boundary_gather_block(model_, plan_, gradient));
+    return entry->second;
+  }
   std::int32_t gradient_sync(const Chunk& chunk) {
     return once(BlockKind::GradientSync, chunk, false,
                 [&](const std::string& name) { return gradient_sync_block(plan_, chunk, name); });
@@ -90,7 +95,7 @@ class BlockLibrary {
   std::vector<Block>& blocks_;
   std::map<Shape, Graph> graphs_;
   std::map<std::tuple<BlockKind, bool, Shape>, std::int32_t> index_;
-  std::map<bool, std::int32_t> scalar_reduce_;
+  std::map<bool, std::int32_t> scalar_reduce_, boundary_gather_;
 };
 
 // Strings one stage together.
@@ -277,7 +282,8 @@ class StageBuilder {
     move.backward = !slot.forward;
     move.micro_batch = slot.micro_batch;
     move.frame = boundary_frame(slot, receiving);
-    move.bytes = boundary_bytes();
+    move.bytes = boundary_bytes() / (plan_.pipeline_scatter_gather ? plan_.tp : 1);
+    move.block_of_tp = plan_.pipeline_scatter_gather;
     const std::int64_t chunk = chunk_of(slot).model_chunk;
     const bool upstream = slot.forward == receiving;  // the peer holds the previous chunk
     move.model_chunk = static_cast<std::int32_t>(upstream ? chunk : chunk + 1);
@@ -377,6 +383,11 @@ class StageBuilder {
       boundary_frame(slot, false);
     }
     Boundary& edge = boundary(slot);
+    if (receives(slot) && plan_.pipeline_scatter_gather) {
+      const std::int32_t whole =
+          launch(library_.boundary_gather(!slot.forward), slot.chunk, slot.micro_batch, edge, std::exchange(waits, {}));
+      waits.push_back({whole, -1});
+    }
     if (slot.forward) {
       const std::int32_t gather = gather_[static_cast<std::size_t>(slot.chunk)];
       if (gather >= 0 && slot.micro_batch == 0) waits.push_back({gather, -1});
@@ -528,8 +539,8 @@ const char* to_string(Role role) {
 }
 
 const char* to_string(BlockKind kind) {
-  static constexpr const char* kNames[] = {"step_begin",    "param_gather", "forward",  "backward",
-                                           "gradient_sync", "grad_norm",    "optimizer"};
+  static constexpr const char* kNames[] = {"step_begin", "param_gather",  "boundary_gather", "forward",
+                                           "backward",   "gradient_sync", "grad_norm",       "optimizer"};
   return kNames[static_cast<int>(kind)];
 }
 

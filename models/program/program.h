@@ -50,7 +50,16 @@ struct Tensor {
   [[nodiscard]] std::int64_t bytes() const { return shape.elements() * size_of(dtype); }
 };
 
-enum class BlockKind : std::uint8_t { StepBegin, ParamGather, Forward, Backward, GradientSync, GradNorm, Optimizer };
+enum class BlockKind : std::uint8_t {
+  StepBegin,
+  ParamGather,
+  BoundaryGather,
+  Forward,
+  Backward,
+  GradientSync,
+  GradNorm,
+  Optimizer
+};
 const char* to_string(BlockKind kind);
 
 /// A template: ops in launch order, tensors placed in role frames.
@@ -151,8 +160,9 @@ struct Wait {
 struct Transfer {
   bool send = true;
   std::int32_t peer_stage = 0;
-  std::int32_t frame = 0;  // frame that is sent from or received into, whole
+  std::int32_t frame = 0;  // frame that is sent from or received into
   std::int64_t bytes = 0;
+  bool block_of_tp = false;      // of the frame only this rank's block moves, one of tp of them
   bool backward = false;         // carries a gradient
   std::int32_t model_chunk = 0;  // chunk that consumes it (forward) or produced it (backward): with
   std::int32_t micro_batch = 0;  //   micro_batch and direction, the match key on both sides

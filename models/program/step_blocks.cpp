@@ -100,6 +100,23 @@ Block param_gather_block(const ParallelPlan& plan, const Chunk& chunk, const std
   return builder.finish();
 }
 
+Block boundary_gather_block(const ModelSpec& model, const ParallelPlan& plan, bool gradient) {
+  const char* name = gradient ? "boundary_gather.gradient" : "boundary_gather.activation";
+  BlockBuilder builder(BlockKind::BoundaryGather, name);
+  const Shape whole(plan.micro_batch * plan.sequence_length / plan.cp * model.hidden_size);
+  Op op;
+  op.kind = OpKind::AllGather;
+  op.group = Group::Tp;
+  op.stream = Stream::Tp;
+  op.label = name;
+  op.attr.in_place = true;
+  op.in = {builder.placed(gradient ? "gradient" : "activation", param_dtype(plan), whole,
+                          gradient ? Role::OutputGrad : Role::Input, 0)};
+  op.out = op.in;
+  builder.add(std::move(op));
+  return builder.finish();
+}
+
 Block gradient_sync_block(const ParallelPlan& plan, const Chunk& chunk, const std::string& name) {
   BlockBuilder builder(BlockKind::GradientSync, name);
   for (std::size_t i = 0; i < chunk.buckets.size(); ++i) {

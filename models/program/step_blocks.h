@@ -18,6 +18,10 @@ Block step_begin_block(const ParallelPlan& plan, const Chunk& chunk, bool zero_s
 /// All-gathers the parameters that the last optimizer step updated in shards.
 Block param_gather_block(const ParallelPlan& plan, const Chunk& chunk, const std::string& name);
 
+/// All-gathers over tp what came in blocks from the stage before (an activation), or from the stage behind (a
+/// gradient).
+Block boundary_gather_block(const ModelSpec& model, const ParallelPlan& plan, bool gradient);
+
 /// Reductions that did not happen inside the last backward pass: tied embeddings, and all
 /// buckets when gradient reduction is not overlapped. Empty when nothing is left.
 Block gradient_sync_block(const ParallelPlan& plan, const Chunk& chunk, const std::string& name);

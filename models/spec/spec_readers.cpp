@@ -232,6 +232,7 @@ void read_plan(ObjectReader& from, ParallelPlan& plan) {
       .choice<PipelineSchedule>("schedule", plan.schedule,
                                 {{"1f1b", PipelineSchedule::OneFOneB}, {"interleaved", PipelineSchedule::Interleaved}})
       .integer("virtual_stages", plan.virtual_stages, {1, 4096})
+      .boolean("pipeline_scatter_gather", plan.pipeline_scatter_gather)
       .integers("layers_per_chunk", plan.layers_per_chunk, {0, 10000})
       .integer("sequence_length", plan.sequence_length, {1, 1 << 28})
       .integer("micro_batch_size", plan.micro_batch, {1, 1 << 20})
@@ -249,7 +250,8 @@ void read_plan(ObjectReader& from, ParallelPlan& plan) {
               [&](ObjectReader& overlap) {
                 overlap.boolean("grad_reduce", plan.overlap.grad_reduce)
                     .boolean("param_gather", plan.overlap.param_gather)
-                    .boolean("p2p", plan.overlap.p2p);
+                    .boolean("p2p", plan.overlap.p2p)
+                    .boolean("tensor_parallel", plan.overlap.tensor_parallel);
               })
       .object("moe",
               [&](ObjectReader& moe) {

@@ -52,6 +52,8 @@ std::vector<Axis> axes(bool with_switches) {
   out.push_back(flags(&OverlapSwitches::grad_reduce));
   out.push_back(flags(&OverlapSwitches::param_gather));
   out.push_back(flags(&OverlapSwitches::p2p));
+  out.push_back(flags(&OverlapSwitches::tensor_parallel));
+  out.push_back(axis(&ParallelPlan::pipeline_scatter_gather, {false, true}));
   out.push_back(axis(&ParallelPlan::grad_sync, {std::optional<GradSync>(), std::optional(GradSync::EveryMicroBatch),
                                                 std::optional(GradSync::LastMicroBatch)}));
   out.push_back(axis(&ParallelPlan::bucket_bytes, {std::int64_t{1}, std::int64_t{1} << 20}));

@@ -63,6 +63,8 @@ TEST_CASE("each rule of a plan says what is wrong and what to do", "[plan]") {
     says(refusal(llama, [](auto& p) { p.dp = 2, p.ep = 2; }), {"$.ep = 2", "experts"});
     says(refusal(llama, [](auto& p) { p.moe.buffer_factor = 2; }), {"$.moe.buffer_factor"});
     says(refusal(mixtral, [](auto& p) { p.dp = 4, p.ep = 3; }), {"must divide the model's 8 experts", "cp*dp = 4"});
+    says(refusal(mixtral, [](auto& p) { p.recompute = RecomputeMode::Selective, p.recompute_modules.mlp = true; }),
+         {"$.recompute_modules = mlp", "experts have none"});
     says(refusal(mixtral, [](auto& p) { p.moe.overflow = MoeOverflow::Drop; }), {"$.moe.overflow", "not lowered yet"});
   }
   SECTION("pipeline axis") {
@@ -80,6 +82,12 @@ TEST_CASE("each rule of a plan says what is wrong and what to do", "[plan]") {
     says(refusal(llama, [](auto& p) { p.pp = 2, p.layers_per_chunk = {4}; }), {"1 entries", "pp*virtual_stages = 2"});
     says(refusal(llama, [](auto& p) { p.pp = 4, p.layers_per_chunk = {2, 0, 1, 1}; }), {"$.layers_per_chunk[1] = 0"});
     CHECK(refusal(llama, [](auto& p) { p.pp = 4, p.layers_per_chunk = {0, 2, 2, 0}; }).empty());
+  }
+  SECTION("stage boundaries") {
+    says(refusal(llama, [](auto& p) { p.tp = 2, p.pipeline_scatter_gather = true; }),
+         {"$.pipeline_scatter_gather = true", "tp and pp above 1"});
+    says(refusal(llama, [](auto& p) { p.tp = p.pp = 2, p.sequence_parallel = p.pipeline_scatter_gather = true; }),
+         {"$.pipeline_scatter_gather = true", "sequence parallelism"});
   }
   SECTION("batch") {
     says(refusal(llama, [](auto& p) { p.dp = 3; }), {"$.global_batch_size = 4", "use 6"});
@@ -184,6 +192,7 @@ TEST_CASE("what validation accepts can be lowered, and is sound", "[plan]") {
     plan.overlap = {coin(), coin(), plan.virtual_stages > 1 || coin()};
     plan.bucket_bytes = pick({1, 4096, 1 << 20});
     if (model.moe && coin()) plan.moe.buffer_factor = 1.0 + random.uniform();
+    plan.pipeline_scatter_gather = plan.tp > 1 && plan.pp > 1 && !plan.sequence_parallel && coin();
     if (!validate(model).empty() || !validate(plan, model, nullptr).empty()) continue;
     ++accepted;
     INFO("case " << i << " " << model.name << " layers " << model.num_hidden_layers << " tp" << plan.tp << " cp"

@@ -157,6 +157,22 @@ TEST_CASE("any plan trains as PyTorch does", "[program]") {
     plan.zero_stage = 3;
     plan.grad_sync = GradSync::LastMicroBatch;
   }
+  SECTION("a pipeline whose tensor-parallel ranks send blocks of a boundary") {
+    plan.tp = plan.pp = 2;
+    plan.pipeline_scatter_gather = true;
+  }
+  SECTION("blocks of a boundary in an interleaved pipeline, with recompute") {
+    plan.tp = plan.pp = 2;
+    plan.virtual_stages = 2;
+    plan.schedule = PipelineSchedule::Interleaved;
+    plan.pipeline_scatter_gather = true;
+    plan.recompute = RecomputeMode::Full;
+  }
+  SECTION("tensor-parallel sums after weight gradients") {
+    plan.tp = 2;
+    plan.sequence_parallel = GENERATE(false, true);
+    plan.overlap.tensor_parallel = false;
+  }
   SECTION("hybrid sharding: two copies of optimizer state in two shards each") {
     plan.dp = plan.cp = 2;
     plan.zero_stage = 1;
@@ -199,7 +215,7 @@ TEST_CASE("any plan trains as PyTorch does", "[program]") {
   }
   SECTION("selective recompute of everything it can") {
     plan.recompute = RecomputeMode::Selective;
-    plan.recompute_modules = {true, true, true, true, true, true};
+    plan.recompute_modules = {true, true, true, !moe, true, !moe};
   }
   SECTION("pipeline in Megatron's other rank order") {
     plan.pp = plan.cp = 2;

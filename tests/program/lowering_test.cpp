@@ -102,6 +102,19 @@ TEST_CASE("a program that was broken on purpose is found out", "[program]") {
     std::erase_if(item->waits,
                   [&](const Wait& wait) { return stage.items[static_cast<std::size_t>(wait.item)].block < 0; });
   }
+  SECTION("blocks of a boundary that nobody gathers") {
+    ParallelPlan plan = tiny_plan();
+    plan.tp = plan.pp = 2;
+    plan.pipeline_scatter_gather = true;
+    program = lower(tiny_model(ModelFamily::Llama), plan);
+    REQUIRE(check(program).empty());
+    for (Block& block : program.blocks) {
+      if (block.kind != BlockKind::BoundaryGather) continue;
+      block.ops[0].kind = OpKind::Join;
+      block.ops[0].in.clear();
+      block.ops[0].out.clear();
+    }
+  }
   SECTION("two frames in one place") {
     StageProgram& stage = program.stages[0];
     std::vector<Frame*> saved;

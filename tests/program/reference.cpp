@@ -272,8 +272,9 @@ bool Reference::run_transfers(Rank& rank, const Item& item, bool& posted) {
           move.bytes > std::min(sides[0].first->stage->frames[index(sides[0].second->frame)].bytes,
                                 sides[1].first->stage->frames[index(sides[1].second->frame)].bytes))
         throw std::runtime_error("two sides of a transfer differ in size");
-      std::memcpy(at(*sides[1].first, sides[1].second->frame), at(*sides[0].first, sides[0].second->frame),
-                  index(move.bytes));
+      const std::int64_t begin = move.block_of_tp ? peer.tp * move.bytes : 0;
+      std::memcpy(at(*sides[1].first, sides[1].second->frame) + begin,
+                  at(*sides[0].first, sides[0].second->frame) + begin, index(move.bytes));
     }
   }
   return all;

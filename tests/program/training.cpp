@@ -87,8 +87,11 @@ ParallelPlan random_plan(const ModelSpec& model, RandomStream& random) {
   plan.recompute = static_cast<RecomputeMode>(random.below(3));
   plan.recompute_modules = {random.below(2) == 0, random.below(2) == 0, random.below(2) == 0,
                             random.below(2) == 0, random.below(2) == 0, random.below(2) == 0};
+  if (model.moe) plan.recompute_modules.mlp = plan.recompute_modules.every_second_matmul = false;
   plan.overlap.grad_reduce = random.below(2) == 0;
   plan.overlap.param_gather = random.below(2) == 0;
+  plan.overlap.tensor_parallel = random.below(2) == 0;
+  plan.pipeline_scatter_gather = plan.tp > 1 && plan.pp > 1 && !plan.sequence_parallel && random.below(2) == 0;
   plan.bucket_bytes = pick({1, 4096, 1 << 20});
   const std::int64_t shard_size = pick({0, 0, 2, 4});
   if (plan.zero_stage > 0 && (plan.cp * plan.dp) % std::max<std::int64_t>(shard_size, 1) == 0)
@@ -98,11 +101,11 @@ ParallelPlan random_plan(const ModelSpec& model, RandomStream& random) {
 
 std::string describe(const ModelSpec& model, const ParallelPlan& plan) {
   return fmt::format(
-      "{} tp{} cp{} ep{} pp{} dp{} vp{} zero{} over {} sp{} micro{} batch{} recompute{} bucket{} overlap {}{}",
+      "{} tp{} cp{} ep{} pp{} dp{} vp{} zero{} over {} sp{} micro{} batch{} recompute{} bucket{} overlap {}{}{}",
       model.name, plan.tp, plan.cp, plan.ep, plan.pp, plan.dp, plan.virtual_stages, plan.zero_stage,
       plan.zero_shard_size, plan.sequence_parallel ? 1 : 0, plan.micro_batch, plan.global_batch,
       static_cast<int>(plan.recompute), plan.bucket_bytes, plan.overlap.grad_reduce ? "grads " : "",
-      plan.overlap.param_gather ? "params" : "");
+      plan.overlap.param_gather ? "params" : "", plan.pipeline_scatter_gather ? " scatter-gather" : "");
 }
 
 }  // namespace trainyard

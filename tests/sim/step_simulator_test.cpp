@@ -84,6 +84,7 @@ void shard_in_blocks(const ModelSpec& model, ParallelPlan& plan, RandomStream& r
   hybrid.zero_stage = stage;
   hybrid.zero_shard_size = size;
   if (random.below(2) == 0 && validate(hybrid, model, nullptr).empty()) plan = hybrid;
+  plan.pipeline_scatter_gather = plan.tp > 1 && plan.pp > 1 && !plan.sequence_parallel && random.below(2) == 0;
 }
 
 std::vector<InjectedFault> some_degradations(const ClusterSpec& cluster, const ParallelPlan& plan,
@@ -244,6 +245,33 @@ TEST_CASE("of hybrid sharding the fabric sees the sums over copies alone", "[sim
   const double sent = syncs * 2 * (copies - 1) / copies * shard_bytes;
   CHECK(simulated(program, cluster, {}).time_s ==
         Approx(sent / h100().nic_payload_rate(cluster.nic_bytes_per_s)).epsilon(0.01));
+}
+
+TEST_CASE("a stage boundary that ranks of tp send in blocks leaves the node once", "[sim]") {
+  // A NIC so slow that only its bytes matter.
+  ClusterSpec cluster = node_of_four();
+  cluster.nic_bytes_per_s = 1e5;
+  ParallelPlan plan = tiny_plan();
+  plan.precision = Precision::Bf16;
+  plan.tp = 4;
+  plan.pp = 2;
+  plan.global_batch = 4;
+  const ModelSpec model = tiny_model(ModelFamily::Llama);
+  const double whole_s = simulated(lower(model, plan), cluster, {}).time_s;
+  plan.pipeline_scatter_gather = true;
+  // The norm of gradients is summed over the fabric either way.
+  CHECK(simulated(lower(model, plan), cluster, {}).time_s == Approx(whole_s / 4).epsilon(0.08));
+}
+
+TEST_CASE("tensor-parallel sums hide behind weight gradients, where they may", "[sim]") {
+  ParallelPlan plan = tiny_plan();
+  plan.precision = Precision::Bf16;
+  plan.tp = 4;
+  plan.sequence_parallel = GENERATE(false, true);
+  const ModelSpec model = tiny_model(ModelFamily::Llama);
+  const double beside_s = simulated(lower(model, plan), node_of_four(), {}).time_s;
+  plan.overlap.tensor_parallel = false;
+  CHECK(simulated(lower(model, plan), node_of_four(), {}).time_s > 1.01 * beside_s);
 }
 
 TEST_CASE("one slow GPU slows everyone, by what it computes", "[sim]") {

@@ -82,7 +82,8 @@ json noise_floor(const std::vector<const Prediction*>& predictions) {
   return {{"jobs", spreads.size()}, {"median_spread", median(spreads)}};
 }
 
-/// Whether layouts come in the right order, by source, GPU and model (between models their size alone decides):
+/// Whether layouts come in the right order, by source, GPU and model (between models their size alone decides), among
+/// rows that their source compares:
 /// tokens/s of a GPU, predicted against measured, and what the layout that is predicted to be the best reaches of the
 /// best.
 json ranking(const std::vector<const Prediction*>& predictions) {
@@ -95,8 +96,9 @@ json ranking(const std::vector<const Prediction*>& predictions) {
     const ParallelPlan& plan = its->run->scenario.plan;
     const double tokens =
         static_cast<double>(plan.global_batch * plan.sequence_length) / static_cast<double>(plan.ranks());
-    Rates& group = groups[fmt::format("{}, {}, {}", its->run->source, its->run->scenario.cluster.hardware,
-                                      its->run->scenario.model.name)];
+    Rates& group =
+        groups[fmt::format("{}, {}, {}{}{}", its->run->source, its->run->scenario.cluster.hardware,
+                           its->run->scenario.model.name, its->run->series.empty() ? "" : ", ", its->run->series)];
     group.measured.push_back(tokens / its->run->measured_step_s);
     group.predicted.push_back(tokens / its->step_s);
   }

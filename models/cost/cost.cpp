@@ -200,7 +200,7 @@ double CostModel::nvlink_collective_seconds(Collective kind, std::int64_t ranks,
   // The measured number of ranks next above; a group between two of them costs at most that.
   for (const LinkCurve& curve : curves) {
     if (curve.ranks >= ranks || &curve == &curves.back())
-      return at(curve.seconds, payload_bytes, true) / stack_.collectives_relative;
+      return at(curve.seconds, payload_bytes, true) / (stack_.collectives_relative * stack_.nvlink_relative);
   }
   TY_CHECK(false, "a profile has curves for every collective");
 }

@@ -98,6 +98,7 @@ struct StackProfile {
   double memory_traffic = 1;    // bytes that memory-bound kernels move over those of the program's ops, which are fused
   double overlap_slowdown = 0;  // what share of its duration a collective beside it costs compute: SMs and bandwidth
   double collectives_relative = 1;  // rates of this stack's collectives over the profile's, NVLink's and NICs'
+  double nvlink_relative = 1;       // once more, of those inside a node alone
   double jitter = 0;                // spread of kernels' times over ranks, as a share: the slowest is waited for
   double kernel_gap_s = 0;          // between two kernels of one stream
   double host_sync_s = 0;           // the device idles while the host reads a value and launches on

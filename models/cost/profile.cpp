@@ -174,6 +174,7 @@ Result<StackProfile> load_stack_profile(const std::string& file) {
       if_known("memory_traffic", profile.memory_traffic, {0.5, 10});
       if_known("overlap_slowdown", profile.overlap_slowdown, {0, 1});
       if_known("collectives_relative", profile.collectives_relative, {0.01, 2});
+      if_known("nvlink_relative", profile.nvlink_relative, {0.01, 2});
       if_known("jitter", profile.jitter, {0, 0.2});
       constant(constants, "kernel_gap_s", profile.kernel_gap_s, {0, 1});
       constant(constants, "host_sync_s", profile.host_sync_s, {0, 1});

@@ -67,9 +67,11 @@ class RunReader {
     // FlashAttention is of May 2022 (arXiv 2205.14135), and nothing like it was used before.
     run_.before_fused_attention = is_before(row_.text("source_date"), 2022, 6);
     run_.gpu = row_.text("gpu_type");
-    for (const auto step : {&RunReader::kind, &RunReader::model, &RunReader::cluster, &RunReader::mesh,
-                            &RunReader::batch, &RunReader::recompute, &RunReader::sharding, &RunReader::gradients,
-                            &RunReader::overlap, &RunReader::measured}) {
+    run_.series = series();
+    for (const auto step :
+         {&RunReader::kind, &RunReader::model, &RunReader::cluster, &RunReader::mesh, &RunReader::batch,
+          &RunReader::recompute, &RunReader::sharding, &RunReader::gradients, &RunReader::overlap,
+          &RunReader::tensor_overlap, &RunReader::boundaries, &RunReader::stages, &RunReader::measured}) {
       if (std::string reason = (this->*step)(); !reason.empty()) return reason;
     }
     run_.scenario.name = run_.id;
@@ -80,6 +82,18 @@ class RunReader {
 
  private:
   void assume(std::string what) { run_.assumed.push_back(std::move(what)); }
+
+  /// BLOOM's chronicles: nodes were improved on 25 February 2022, "do not compare today's numbers to yesterday's"; and
+  /// from the 28th on an optimizer of another precision was at work, "do not compare these numbers to the previous
+  /// ones".
+  [[nodiscard]] std::string series() const {
+    static const std::regex form(R"(\b02-([012]\d);)");
+    std::smatch found;
+    const std::string notes = row_.text("notes");
+    if (!has(run_.source, "BLOOM tr11") || !std::regex_search(notes, found, form)) return "";
+    const int day = std::stoi(found[1]);
+    return day < 25 ? "before 25 February" : day < 28 ? "25 to 27 February" : "from 28 February on";
+  }
 
   std::string kind() {
     if (!row_.boolean("config_complete").value_or(true)) return "configuration incomplete";
@@ -258,20 +272,60 @@ class RunReader {
     return "";
   }
 
+  [[nodiscard]] bool is_early_megatron() const {
+    const bool megatron =
+        has(run_.framework, "Megatron-LM") || has(run_.framework, "Megatron-DeepSpeed") || has(run_.framework, "NeoX");
+    return megatron && is_before(row_.text("source_date"), 2023, 6);
+  }
+
   /// --overlap-grad-reduce and --overlap-param-gather came to Megatron in 2023; DeepSpeed's PipelineEngine reduces
   /// after the last backward pass (_exec_reduce_grads). Without a pipeline Megatron's runs took PyTorch's own
   /// DistributedDataParallel, which overlaps (Megatron-LM, examples/sc21/run_table_1.sh: DDP=torch, and local with
   /// one).
   std::string overlap() {
-    const bool megatron =
-        has(run_.framework, "Megatron-LM") || has(run_.framework, "Megatron-DeepSpeed") || has(run_.framework, "NeoX");
-    if (!megatron || !is_before(row_.text("source_date"), 2023, 6)) return "";
+    if (!is_early_megatron()) return "";
     if (plan_.pp == 1) {
       assume("gradients reduced by PyTorch's DistributedDataParallel, beside the backward pass");
       return "";
     }
     plan_.overlap.grad_reduce = plan_.overlap.param_gather = false;
     assume("gradients reduced after the last backward pass, as its framework did then");
+    return "";
+  }
+
+  /// Sums over tp beside weight gradients came to Megatron in October 2021 (async_tensor_model_parallel_allreduce;
+  /// apex's copy is of its pull request 1183), and forks on DeepSpeed leave it off (deepspeedai/Megatron-DeepSpeed
+  /// issue 447).
+  std::string tensor_overlap() {
+    if (!is_early_megatron() || plan_.tp == 1) return "";
+    if (!has(run_.framework, "DeepSpeed") && !has(run_.framework, "NeoX") &&
+        !is_before(row_.text("source_date"), 2021, 10))
+      return "";
+    plan_.overlap.tensor_parallel = false;
+    assume("tensor-parallel sums after weight gradients, as its framework did then");
+    return "";
+  }
+
+  /// Megatron's scatter_gather_tensors_in_pipeline is on by default (arXiv 2104.04473, section 4.1), and DeepSpeed's
+  /// PipelineEngine sends partitions wherever there is tensor parallelism (is_pipe_partitioned, is_grad_partitioned).
+  std::string boundaries() {
+    if (!is_early_megatron() || plan_.tp == 1 || plan_.pp == 1 || plan_.sequence_parallel) return "";
+    plan_.pipeline_scatter_gather = true;
+    assume("stage boundaries sent in blocks by the ranks of tp, as its framework does");
+    return "";
+  }
+
+  /// DeepSpeed's 'type:transformer' fills stages from the front ("78/12=6.5 - so the last stage has 1 block, while the
+  /// rest have 7", BLOOM's chronicles); its 'type:transformer|embedding' counts the embedding and the head as layers,
+  /// which the default does as well.
+  std::string stages() {
+    const std::int64_t layers = model_.num_hidden_layers, fullest = (layers + plan_.pp - 1) / plan_.pp;
+    if (!has(run_.framework, "DeepSpeed") || plan_.pp == 1 || layers % plan_.pp == 0 || (layers + 2) % plan_.pp == 0 ||
+        fullest * (plan_.pp - 1) >= layers)
+      return "";
+    plan_.layers_per_chunk.assign(static_cast<std::size_t>(plan_.pp - 1), fullest);
+    plan_.layers_per_chunk.push_back(layers - fullest * (plan_.pp - 1));
+    assume("stages filled with layers from the front, as DeepSpeed does");
     return "";
   }
 

@@ -20,6 +20,8 @@ struct PublishedRun {
   /// Published when attention still wrote out its scores.
   bool before_fused_attention = false;
   double measured_step_s = 0;
+  /// Where its source says which of its rows can be compared with one another: the name of that set.
+  std::string series;
   /// The largest published figure of a device, as its tool counts it; unset where there is none.
   std::optional<double> peak_memory_bytes;
   /// It did not fit, which is what was measured.

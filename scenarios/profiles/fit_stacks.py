@@ -21,14 +21,14 @@ HERE = pathlib.Path(__file__).resolve().parent
 RUNS = HERE.parent / "measured" / "runs.json"
 DATE = "2026-11-27"
 
-UNITS = dict(sustained_clock="1", attention_relative="1", memory_traffic="1", overlap_slowdown="1", jitter="1", collectives_relative="1",
+UNITS = dict(sustained_clock="1", attention_relative="1", memory_traffic="1", overlap_slowdown="1", jitter="1", collectives_relative="1", nvlink_relative="1",
              kernel_gap_s="s", host_sync_s="s", context_bytes="bytes", communicator_bytes="bytes", gradient_copy_bytes="bytes", logit_copy_bytes="bytes", allocator_reserve="1")
 # Fused kernels move what the program says, and eager ones hardly twice as much; no GPU trains at the clock of a kernel alone.
 LIMITS = dict(sustained_clock=(0.6, 0.95), attention_relative=(0.5, 1.05), memory_traffic=(1, 2), overlap_slowdown=(0, 1), jitter=(0, 0.05),
-              collectives_relative=(0.05, 1.2))
+              collectives_relative=(0.05, 1.2), nvlink_relative=(0.1, 1.2), kernel_gap_s=(0, 3e-4))
 # Where a search begins, and how wide its first steps are.
 START = dict(sustained_clock=(0.85, 0.05), attention_relative=(0.9, -0.1), memory_traffic=(1.2, 0.4), overlap_slowdown=(0.2, 0.15),
-             jitter=(0.003, 0.004), collectives_relative=(0.8, -0.2))
+             jitter=(0.003, 0.004), collectives_relative=(0.8, -0.2), nvlink_relative=(0.5, -0.15), kernel_gap_s=(2e-5, 3e-5))
 COMMON = dict(kernel_gap_s=(1e-6, "assumed: back-to-back launches of one stream"),
               host_sync_s=(3e-5, "assumed: device-to-host copy, synchronise, launch of what follows"),
               context_bytes=(1.1e9, "CUDA context with kernels of PyTorch, cuBLAS and NCCL, PyTorch 2.11 on an H100: 529 + 156 + 362 MiB"),
@@ -54,9 +54,11 @@ STACKS = [
          attention=dict(kernel="materialised", source="bigscience: no FlashAttention, fused softmax, no attention dropout", date="2022"),
          facts=dict(gradient_copy_bytes=(2, "DeepSpeed's BF16_Optimizer leaves gradients in bf16 beside those summed in f32 (update_hp_grads, clear_lp_grads off)"),
                     context_bytes=(4.1e9, "CUDA context with kernels, 1.1e9; DeepSpeed's buckets of 5e8 elements: two to reduce, one to gather")),
-         fitted=["sustained_clock", "memory_traffic", "collectives_relative", "jitter"],
-         group="BLOOM's chronicles: every eighth row",
-         rows=[f"bigscience-bloom-tr11-chroni-{i:04}" for i in (6, 18, 29, 43, 57, 72, 89, 104, 114, 127)]),
+         # CUDA_LAUNCH_BLOCKING=1 was set (chronicles-prequel.md, "dealing with JZ hanging"): the host waits for every kernel, and a gap
+         # between two of them is what it then takes to launch the next; each of the program's ops is several of PyTorch's.
+         fitted=["sustained_clock", "memory_traffic", "collectives_relative", "nvlink_relative", "kernel_gap_s"],
+         group="BLOOM's chronicles: every fourth row",
+         rows=[f"bigscience-bloom-tr11-chroni-{i:04}" for i in (6, 12, 18, 24, 29, 35, 43, 51, 57, 65, 72, 82, 89, 95, 104, 110, 114, 120, 127, 134)]),
     dict(name="zero3-2021", hardware=A100, frameworks=["DeepSpeed ZeRO-3"],
          attention=dict(kernel="materialised", dropout=True, source="before FlashAttention: batched GEMMs, fused scale, mask and softmax", date="2021"),
          fitted=["sustained_clock", "memory_traffic", "collectives_relative", "overlap_slowdown"],
@@ -127,11 +129,17 @@ def fact(key, its):
     return dict(value=its[0], unit=UNITS[key], source=its[1], date=DATE)
 
 
+def limits_of(stack):
+    return {**LIMITS, **stack.get("limits", {})}
+
+
 def constants(stack, values):
     out = {}
     for key in UNITS:
         if key in values:
-            out[key] = dict(value=float(f"{values[key]:.4g}"), unit=UNITS[key], source=f"fitted by fit_stacks.py on {stack['group']}", date=DATE)
+            value = float(f"{values[key]:.4g}")
+            limit = ", at its limit" if value in limits_of(stack).get(key, ()) else ""
+            out[key] = dict(value=value, unit=UNITS[key], source=f"fitted by fit_stacks.py on {stack['group']}{limit}", date=DATE)
         elif key in stack.get("facts", {}):
             out[key] = fact(key, stack["facts"][key])
         elif key in COMMON:
@@ -247,9 +255,7 @@ def simplex(cost, start, scale, steps):
 
 
 def fit(stack, runner):
-    keys = stack["fitted"]
-
-    limits = {**LIMITS, **stack.get("limits", {})}
+    keys, limits = stack["fitted"], limits_of(stack)
 
     def within(point):
         return {k: min(max(v, limits[k][0]), limits[k][1]) for k, v in zip(keys, point)}

@@ -149,6 +149,51 @@ TEST_CASE("what a row does not say its framework and its time do", "[cli]") {
   CHECK(bigger["predicted_s"] > plain["predicted_s"]);  // memory that is slower
 }
 
+TEST_CASE("pipelines and tensor-parallel sums are as Megatron and DeepSpeed had them", "[cli]") {
+  const Yard yard;
+  const auto assumed = [&](const std::string& framework, const std::string& date, const std::string& keys) {
+    const std::string set = yard.file("set.json", R"({"groups": [{"common": )" + kRow + R"(}, "rows": [{"id": "a",
+      "framework": ")" + framework + R"(", "source_date": ")" +
+                                                      date + "\"" + keys + "}]}]}");
+    return json::parse(yard.run("validate --json --set '" + set + "'").out)["results"][0]["assumed"].dump();
+  };
+  const char* sums = "tensor-parallel sums after weight gradients";
+  CHECK(contains(assumed("Megatron-LM 2021", "2021-04", ""), sums));
+  CHECK_FALSE(contains(assumed("Megatron-LM 2022", "2022-05", ""), sums));
+  CHECK(contains(assumed("Megatron-DeepSpeed", "2022-02", ""), sums));
+  CHECK_FALSE(contains(assumed("Megatron-DeepSpeed", "2022-02", R"(, "tp": 1)"), sums));
+
+  const char* blocks = "stage boundaries sent in blocks";
+  const std::string pipeline = R"(, "pp": 2)";
+  CHECK(contains(assumed("Megatron-LM 2022", "2022-05", pipeline), blocks));
+  CHECK_FALSE(contains(assumed("Megatron-LM 2022", "2022-05", pipeline + R"(, "sequence_parallel": true)"), blocks));
+  CHECK_FALSE(contains(assumed("NeMo", "24.11", pipeline), blocks));
+
+  // Four stages of 2, 2, 2 and 1 layers; of eight layers, and of six with an embedding and a head, each has as much.
+  const char* front = "filled with layers from the front";
+  const auto layers = [](const char* count) { return R"(, "pp": 4, "tp": 1, "layers": )" + std::string(count); };
+  CHECK(contains(assumed("Megatron-DeepSpeed", "2022-02", layers("7")), front));
+  CHECK_FALSE(contains(assumed("Megatron-DeepSpeed", "2022-02", layers("8")), front));
+  CHECK_FALSE(contains(assumed("Megatron-DeepSpeed", "2022-02", layers("6")), front));
+  CHECK_FALSE(contains(assumed("Megatron-LM 2022", "2022-05", layers("7")), front));
+}
+
+TEST_CASE("rows that their source does not compare are ranked apart", "[cli]") {
+  const Yard yard;
+  const auto rankings = [&](const std::string& source) {
+    std::string rows;
+    for (int i = 0; i < 10; ++i)
+      rows += std::string(i == 0 ? "" : ", ") + R"({"id": "r)" + std::to_string(i) + R"(", "source": ")" + source +
+              R"(", "global_batch_seqs": )" + std::to_string(8 * (i + 1)) + R"(, "notes": "section x; )" +
+              (i < 5 ? "02-20" : "02-26") + R"(; y"})";
+    const std::string set =
+        yard.file("set.json", R"({"groups": [{"common": )" + kRow + R"(}, "rows": [)" + rows + "]}]}");
+    return json::parse(yard.run("validate --json --set '" + set + "'").out)["ranking"].size();
+  };
+  CHECK(rankings("BigScience BLOOM tr11 chronicles-prequel (Jean Zay)") == 2);
+  CHECK(rankings("somebody") == 1);
+}
+
 TEST_CASE("layouts of one model are ranked", "[cli]") {
   const Yard yard;
   const auto ranking = [&](const char* seconds_of_largest) {

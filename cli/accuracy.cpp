@@ -131,7 +131,7 @@ json waterfall(const Prediction& its) {
           {"fsdp_gather_and_scatter", gathers ? part(StepPart::ExposedDp) : 0.0},
           {"sm_contention", kernels - kernels / its.contention},
           {"last_sync_and_optimizer", part(StepPart::Optimizer) / slower + (gathers ? 0.0 : part(StepPart::ExposedDp))},
-          {"host", part(StepPart::HostSync)},
+          {"host", part(StepPart::Host)},
           {"jitter", (kernels - kernels / its.slowest_rank) / its.contention},
           {"p2p", part(StepPart::ExposedPp)},
           {"expert_parallel", part(StepPart::ExposedEp)}};
@@ -383,7 +383,8 @@ std::string accuracy_markdown(const json& report, std::size_t worst, const std::
       "collectives "
       "of tensor and context parallelism that compute does not hide, gathers and scatters of FSDP, SMs and bandwidth "
       "that collectives take from kernels (`SMs`), the last gradient bucket, gathers of ZeRO 1 and the optimizer "
-      "(`sync`), waits for the host, the slowest rank (`jitter`), pipeline transfers, and all-to-alls of experts "
+      "(`sync`), waits for the host and gaps between launches (`host`), the slowest rank (`jitter`), pipeline "
+      "transfers, and all-to-alls of experts "
       "(`ep`).\n\n";
   out += "| " + fmt::format("{}", fmt::join(kWaterfallHead, " | ")) + " |\n| ---";
   for (std::size_t i = 1; i < kWaterfallHead.size(); ++i) out += " | --:";

@@ -109,6 +109,7 @@ json memory_table(const Job& job) {
                {"communicators", process.communicators},
                {"communicator_bytes", process.communicator_bytes},
                {"gradient_copy_bytes", process.gradient_copy_bytes},
+               {"step_gradient_bytes", process.step_gradient_bytes},
                {"logit_copy_bytes", process.logit_copy_bytes},
                {"workspace_bytes", process.workspace_bytes}}},
              {"process_peak_bytes", process.total_bytes()}};
@@ -181,10 +182,13 @@ std::string memory_by_component(const json& stages, double capacity) {
     return bytes;
   });
   line("arena, at its peak", [](const json& stage) { return stage["arena_bytes"].get<double>(); });
-  static constexpr std::pair<const char*, const char*> kBeside[] = {
-      {"fragmentation", "fragmentation_bytes"}, {"context, kernels", "context_bytes"},
-      {"communicators", "communicator_bytes"},  {"second gradients", "gradient_copy_bytes"},
-      {"logits in f32", "logit_copy_bytes"},    {"workspace", "workspace_bytes"}};
+  static constexpr std::pair<const char*, const char*> kBeside[] = {{"fragmentation", "fragmentation_bytes"},
+                                                                    {"context, kernels", "context_bytes"},
+                                                                    {"communicators", "communicator_bytes"},
+                                                                    {"second gradients", "gradient_copy_bytes"},
+                                                                    {"gradients in f32", "step_gradient_bytes"},
+                                                                    {"logits in f32", "logit_copy_bytes"},
+                                                                    {"workspace", "workspace_bytes"}};
   for (const auto& [name, key] : kBeside)
     line(name, [its = key](const json& stage) { return stage["beside_arena"][its].get<double>(); });
   line("process", [](const json& stage) { return stage["process_peak_bytes"].get<double>(); });

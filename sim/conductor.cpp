@@ -700,7 +700,7 @@ class Conductor {
     for (std::size_t c = 0; c < classes_.size(); ++c) {
       const ClassState& state = classes_[c];
       const RankClass& rank = fold_.ranks[c];
-      const auto parts = step_parts(*state.flat, state.times, result.time_s);
+      const auto parts = step_parts(*state.flat, state.times, result.time_s, cost_.stack().kernel_gap_s);
       result.classes.push_back({rank.representative, rank.count, rank.stage, state.end_s, state.busy_s, parts});
       for (std::size_t p = 0; p < kStepPartCount; ++p)
         result.part_s[p] += parts[p] * static_cast<double>(rank.count) / ranks;

@@ -42,17 +42,18 @@ StepPart part_of(const FlatOp& flat) {
     case OpKind::GroupedMatmulWgrad: return StepPart::Gemm;
     case OpKind::Attention:
     case OpKind::AttentionGrad: return StepPart::Attention;
-    case OpKind::HostSync: return StepPart::HostSync;
+    case OpKind::HostSync: return StepPart::Host;
     default: return StepPart::MemoryBound;
   }
 }
 
 class StepParts {
  public:
-  StepParts(const FlatStage& stage, const OpTimes& times, double time_s)
+  StepParts(const FlatStage& stage, const OpTimes& times, double time_s, double kernel_gap_s)
       : stage_(stage),
         times_(times),
         time_s_(time_s),
+        kernel_gap_s_(kernel_gap_s),
         together_s_(kTogether * time_s),
         last_of_item_(stage.first.size() - 1, kUnknown),
         before_(stage.ops.size(), -1) {
@@ -67,7 +68,9 @@ class StepParts {
       const auto [start, end] = times_.ops[index(id)];
       if (end < 0) break;
       if (start > free_s) explain(id, free_s, start);
-      add(part_of(stage_.ops[index(id)]), end - start);
+      const double gap_s = std::min(kernel_gap_s_, end - start);
+      add(StepPart::Host, gap_s);
+      add(part_of(stage_.ops[index(id)]), end - start - gap_s);
       free_s = end;
     }
     add(StepPart::Bubble, time_s_ - free_s);  // until the whole step ends, the rank stands idle
@@ -144,7 +147,7 @@ class StepParts {
 
   const FlatStage& stage_;
   const OpTimes& times_;
-  double time_s_, together_s_;
+  double time_s_, kernel_gap_s_, together_s_;
   std::vector<std::int32_t> last_of_item_;  // by item
   std::vector<std::int32_t> before_;        // by flat op: what precedes it on its stream
   std::vector<std::int32_t> candidates_;
@@ -159,8 +162,9 @@ void OpTimes::moved(std::int32_t item, double begin_s, double finish_s) {
   last = {together ? std::min(last.start_s, begin_s) : begin_s, finish_s};
 }
 
-std::array<double, kStepPartCount> step_parts(const FlatStage& stage, const OpTimes& times, double time_s) {
-  return StepParts(stage, times, time_s).run();
+std::array<double, kStepPartCount> step_parts(const FlatStage& stage, const OpTimes& times, double time_s,
+                                              double kernel_gap_s) {
+  return StepParts(stage, times, time_s, kernel_gap_s).run();
 }
 
 }  // namespace trainyard

@@ -20,7 +20,7 @@ namespace trainyard {
 
 const char* to_string(StepPart part) {
   static constexpr const char* kNames[] = {"gemm",       "attention",  "memory_bound", "recompute",
-                                           "host_sync",  "optimizer",  "exposed_tp",   "exposed_cp",
+                                           "host",       "optimizer",  "exposed_tp",   "exposed_cp",
                                            "exposed_ep", "exposed_pp", "exposed_dp",   "bubble"};
   static_assert(std::size(kNames) == kStepPartCount);
   return kNames[static_cast<int>(part)];

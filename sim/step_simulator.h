@@ -44,7 +44,7 @@ enum class StepPart : std::uint8_t {
   Attention,
   MemoryBound,
   Recompute,  // kernels of all three sorts that run a second time
-  HostSync,
+  Host,       // waits for it to read a value, and gaps between kernels in which it launches the next
   Optimizer,
   ExposedTp,
   ExposedCp,

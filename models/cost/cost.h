@@ -106,6 +106,7 @@ struct StackProfile {
   double context_bytes = 0;
   double communicator_bytes = 0;   // buffers of each communicator
   double gradient_copy_bytes = 0;  // for each parameter: gradients in its own type, kept beside those in f32
+  double step_gradient_bytes = 0;  // for each parameter that a rank updates: its 16-bit gradient in f32, for the step
   double logit_copy_bytes = 0;     // for each logit of a micro-batch: copies in f32 beside the program's
   double allocator_reserve = 0;    // share of the arena lost to fragmentation
 };
@@ -118,6 +119,7 @@ struct ProcessMemory {
   std::int64_t communicators = 0;
   double communicator_bytes = 0;   // of all of them
   double gradient_copy_bytes = 0;  // gradients in the parameters' type beside those in f32
+  double step_gradient_bytes = 0;  // 16-bit gradients in f32 for the step, beyond what activations leave free by then
   double logit_copy_bytes = 0;     // logits in f32, where the loss is not one kernel
   double workspace_bytes = 0;      // of the largest op, where processors compute
 

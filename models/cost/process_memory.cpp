@@ -38,6 +38,24 @@ double gradients_of(const StepProgram& program, const StageProgram& stage) {
   return elements;
 }
 
+/// Elements of the parameters that a rank updates.
+double updated_by(const StageProgram& stage) {
+  double elements = 0;
+  for (const Chunk& chunk : stage.chunks)
+    for (const Bucket& bucket : chunk.buckets) elements += static_cast<double>(bucket.shard_elements);
+  return elements;
+}
+
+/// What activations, and all that a pass needs, leave free once the last one is over.
+double free_in_the_step(const StageProgram& stage) {
+  double persistent = 0;
+  for (const Frame& frame : stage.frames) {
+    const bool stays = frame.role == Role::Params || frame.role == Role::Grads || frame.role == Role::Optimizer;
+    if (stays) persistent += static_cast<double>(frame.bytes);
+  }
+  return static_cast<double>(stage.arena_bytes) - persistent;
+}
+
 /// Of a micro-batch on one rank; only the last stage has any.
 double logits_of(const StepProgram& program, const StageProgram& stage) {
   const bool has_head =
@@ -51,7 +69,7 @@ double logits_of(const StepProgram& program, const StageProgram& stage) {
 
 double ProcessMemory::total_bytes() const {
   return arena_bytes + fragmentation_bytes + context_bytes + communicator_bytes + gradient_copy_bytes +
-         logit_copy_bytes + workspace_bytes;
+         step_gradient_bytes + logit_copy_bytes + workspace_bytes;
 }
 
 // GPUs have their workspaces in context_bytes, and kernels of processors have almost none where they compute in the
@@ -87,8 +105,12 @@ ProcessMemory CostModel::process_memory(const StepProgram& program, const StageP
   out.context_bytes = stack_.context_bytes;
   out.communicators = communicators_of(program, stage);
   out.communicator_bytes = static_cast<double>(out.communicators) * stack_.communicator_bytes;
-  if (program.plan.precision == Precision::Bf16 && program.plan.fp32_gradients)
+  if (program.plan.precision == Precision::Bf16 && program.plan.fp32_gradients) {
     out.gradient_copy_bytes = stack_.gradient_copy_bytes * gradients_of(program, stage);
+  } else if (program.plan.precision == Precision::Bf16) {
+    const double needed = stack_.step_gradient_bytes * updated_by(stage);
+    out.step_gradient_bytes = std::max(0.0, needed - free_in_the_step(stage));
+  }
   out.logit_copy_bytes = stack_.logit_copy_bytes * logits_of(program, stage);
   out.workspace_bytes = workspace_bytes(program, stage);
   return out;

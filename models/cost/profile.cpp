@@ -181,6 +181,7 @@ Result<StackProfile> load_stack_profile(const std::string& file) {
       constant(constants, "context_bytes", profile.context_bytes, {0, 1e12});
       constant(constants, "communicator_bytes", profile.communicator_bytes, {0, 1e12});
       if_known("gradient_copy_bytes", profile.gradient_copy_bytes, {0, 8});
+      if_known("step_gradient_bytes", profile.step_gradient_bytes, {0, 8});
       if_known("logit_copy_bytes", profile.logit_copy_bytes, {0, 32});
       constant(constants, "allocator_reserve", profile.allocator_reserve, {0, 1});
     });

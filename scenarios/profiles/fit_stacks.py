@@ -22,7 +22,7 @@ RUNS = HERE.parent / "measured" / "runs.json"
 DATE = "2026-11-27"
 
 UNITS = dict(sustained_clock="1", attention_relative="1", memory_traffic="1", overlap_slowdown="1", jitter="1", collectives_relative="1", nvlink_relative="1",
-             kernel_gap_s="s", host_sync_s="s", context_bytes="bytes", communicator_bytes="bytes", gradient_copy_bytes="bytes", logit_copy_bytes="bytes", allocator_reserve="1")
+             kernel_gap_s="s", host_sync_s="s", context_bytes="bytes", communicator_bytes="bytes", gradient_copy_bytes="bytes", step_gradient_bytes="bytes", logit_copy_bytes="bytes", allocator_reserve="1")
 # Fused kernels move what the program says, and eager ones hardly twice as much; no GPU trains at the clock of a kernel alone.
 LIMITS = dict(sustained_clock=(0.6, 0.95), attention_relative=(0.5, 1.05), memory_traffic=(1, 2), overlap_slowdown=(0, 1), jitter=(0, 0.05),
               collectives_relative=(0.05, 1.2), nvlink_relative=(0.1, 1.2), kernel_gap_s=(0, 3e-4))
@@ -45,6 +45,7 @@ STACKS = [
     dict(name="megatron-2021", hardware=A100, frameworks=["Megatron-LM 20"],
          attention=dict(kernel="materialised", dropout=True, source="Megatron-LM before FlashAttention: batched GEMMs, fused scale, mask and "
                         "softmax; attention dropout 0.1 by default", date="2021"),
+         facts=dict(step_gradient_bytes=(4, "Float16Optimizer copies fp16 gradients to f32 ones (megatron/optimizer/optimizer.py, _copy_model_grads_to_main_grads)")),
          fitted=["sustained_clock", "memory_traffic", "collectives_relative", "jitter"],
          group="Korthikanti et al. 2022, all; Megatron-LM's README of 2020, one node",
          rows=[f"korthikanti-et-al-2022-arxiv-{i:04}" for i in range(1, 11)] + [f"megatron-lm-readme-sep-2020-{i:04}" for i in (2, 5, 8, 11)]),
@@ -53,6 +54,7 @@ STACKS = [
          frameworks=["Megatron-DeepSpeed", "GPT-NeoX"],
          attention=dict(kernel="materialised", source="bigscience: no FlashAttention, fused softmax, no attention dropout", date="2022"),
          facts=dict(gradient_copy_bytes=(2, "DeepSpeed's BF16_Optimizer leaves gradients in bf16 beside those summed in f32 (update_hp_grads, clear_lp_grads off)"),
+                    step_gradient_bytes=(4, "DeepSpeed's ZeRO optimizer casts its partition of fp16 gradients to f32 in step (stage_1_and_2.py, single_grad_partition)"),
                     context_bytes=(4.1e9, "CUDA context with kernels, 1.1e9; DeepSpeed's buckets of 5e8 elements: two to reduce, one to gather")),
          # CUDA_LAUNCH_BLOCKING=1 was set (chronicles-prequel.md, "dealing with JZ hanging"): the host waits for every kernel, and a gap
          # between two of them is what it then takes to launch the next; each of the program's ops is several of PyTorch's.

@@ -7,6 +7,8 @@
 #include "models/base/random.h"
 #include "models/cost/cost.h"
 #include "models/cost/op_rate_fit.h"
+#include "models/program/program.h"
+#include "tests/program/tiny_models.h"
 
 using namespace trainyard;
 
@@ -198,4 +200,59 @@ TEST_CASE("ops of processors take their measured rates, and workspaces are count
   CHECK(CostModel(hardware, StackProfile{}, plan).process_peak_bytes(program, stage) == 1000);
   plan.precision = Precision::Bf16;
   CHECK(CostModel(hardware, StackProfile{}, plan).process_peak_bytes(program, stage) == 1000 + 2 * 2e6);
+}
+
+TEST_CASE("what a stack keeps beside the arena is counted by what it is of", "[cost]") {
+  const ModelSpec model = tiny_model(ModelFamily::Llama);
+  ParallelPlan plan = tiny_plan();
+  plan.precision = Precision::Bf16;
+  const auto memory = [&](const StackProfile& stack) {
+    const StepProgram program = lower(model, plan);
+    return CostModel(load_hardware_profile(kProfiles + "h100-sxm.json").value(), stack)
+        .process_memory(program, program.stages[0]);
+  };
+  const StepProgram program = lower(model, plan);
+  double parameters = 0, kept = 0;
+  for (const Bucket& bucket : program.stages[0].chunks[0].buckets) parameters += static_cast<double>(bucket.elements);
+  StackProfile stack;
+  SECTION("gradients in the parameters' type beside those in f32") {
+    stack.gradient_copy_bytes = 2;
+    CHECK(memory(stack).gradient_copy_bytes == 2 * parameters);
+    plan.fp32_gradients = false;
+    CHECK(memory(stack).gradient_copy_bytes == 0);
+  }
+  SECTION("16-bit gradients in f32 for the step, where activations leave no room") {
+    stack.step_gradient_bytes = 4;
+    CHECK(memory(stack).step_gradient_bytes == 0);
+    plan.fp32_gradients = false;
+    const StepProgram in_16_bits = lower(model, plan);
+    for (const Frame& frame : in_16_bits.stages[0].frames) {
+      if (frame.role == Role::Params || frame.role == Role::Grads || frame.role == Role::Optimizer)
+        kept += static_cast<double>(frame.bytes);
+    }
+    const double free_by_then = static_cast<double>(in_16_bits.stages[0].arena_bytes) - kept;
+    CHECK(memory(stack).step_gradient_bytes == std::max(0.0, 4 * parameters - free_by_then));
+    stack.step_gradient_bytes = 400;
+    CHECK(memory(stack).step_gradient_bytes == 400 * parameters - free_by_then);
+  }
+  SECTION("logits, on the stage that has them") {
+    stack.logit_copy_bytes = 8;
+    const auto rows = static_cast<double>(plan.micro_batch * plan.sequence_length);
+    CHECK(memory(stack).logit_copy_bytes == 8 * rows * static_cast<double>(model.vocab_size));
+    plan.pp = 2;
+    CHECK(memory(stack).logit_copy_bytes == 0);  // of the first of two stages
+  }
+  CHECK(memory(stack).total_bytes() >= memory(StackProfile{}).total_bytes());
+}
+
+TEST_CASE("biases and views cost nothing, unless something is rotated", "[cost]") {
+  const CostModel h100 = model_of("h100-sxm");
+  Op op;
+  op.bytes_read = op.bytes_written = 1e8;
+  op.kind = OpKind::BiasAdd;
+  CHECK(h100.op_seconds(op) == 0);
+  op.kind = OpKind::SplitQkv;
+  CHECK(h100.op_seconds(op) == 0);
+  op.attr.rope = true;
+  CHECK(h100.op_seconds(op) > 2e8 / h100.hardware().memory_bytes_per_s);
 }

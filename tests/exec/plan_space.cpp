@@ -51,9 +51,9 @@ std::vector<Axis> axes(bool with_switches) {
   if (!with_switches) return out;
   out.push_back(flags(&OverlapSwitches::grad_reduce));
   out.push_back(flags(&OverlapSwitches::param_gather));
-  out.push_back(flags(&OverlapSwitches::p2p));
-  out.push_back(flags(&OverlapSwitches::tensor_parallel));
-  out.push_back(axis(&ParallelPlan::pipeline_scatter_gather, {false, true}));
+  out.push_back({[](ParallelPlan&) {},
+                 [](ParallelPlan& plan) { plan.overlap.p2p = plan.overlap.tensor_parallel = false; },
+                 [](ParallelPlan& plan) { plan.pipeline_scatter_gather = true; }});
   out.push_back(axis(&ParallelPlan::grad_sync, {std::optional<GradSync>(), std::optional(GradSync::EveryMicroBatch),
                                                 std::optional(GradSync::LastMicroBatch)}));
   out.push_back(axis(&ParallelPlan::bucket_bytes, {std::int64_t{1}, std::int64_t{1} << 20}));

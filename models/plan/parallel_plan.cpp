@@ -47,6 +47,7 @@ class PlanRules {
     context_axis();
     expert_axis();
     sharding();
+    recompute();
     pipeline_axis();
     batch();
     if (cluster != nullptr) placement(*cluster);
@@ -126,10 +127,6 @@ class PlanRules {
     rule_.expect((plan_.cp * plan_.dp) % plan_.ep == 0, "ep", text(plan_.ep),
                  fmt::format("must divide cp*dp = {}, into which it folds", plan_.cp * plan_.dp),
                  "raise dp, or lower ep");
-    const RecomputeModules& modules = plan_.recompute_modules;
-    rule_.expect(plan_.recompute != RecomputeMode::Selective || (!modules.mlp && !modules.every_second_matmul),
-                 "recompute_modules", modules.mlp ? "mlp" : "every_second_matmul",
-                 "counts products of dense layers; experts have none", "leave it out, or recompute whole layers");
     rule_.expect(plan_.moe.overflow == MoeOverflow::Fail, "moe.overflow", "drop", "dropping tokens is not lowered yet",
                  "use \"fail\" with a buffer_factor that is large enough");
   }
@@ -148,6 +145,15 @@ class PlanRules {
     rule_.expect(experts <= size || experts % size == 0, "zero_shard_size", text(size),
                  fmt::format("must divide dp*cp/ep = {}, the ranks that hold the same experts, or be no less", experts),
                  "choose a divisor of it, or change ep");
+  }
+
+  void recompute() {
+    const RecomputeModules& modules = plan_.recompute_modules;
+    const bool of_dense = plan_.recompute == RecomputeMode::Selective && (modules.mlp || modules.every_second_matmul);
+    rule_.expect(!model_.moe || !of_dense, "recompute_modules", modules.mlp ? "mlp" : "every_second_matmul",
+                 "counts products of dense layers; experts have none", "leave it out, or recompute whole layers");
+    rule_.expect(plan_.recompute_early_stop || plan_.recompute == RecomputeMode::Full, "recompute_early_stop", "false",
+                 "means something only for full recompute", "set it to true");
   }
 
   void scatter_gather() {

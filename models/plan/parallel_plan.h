@@ -111,6 +111,9 @@ struct ParallelPlan {
 
   RecomputeMode recompute = RecomputeMode::None;
   RecomputeModules recompute_modules;
+  /// Full recompute leaves out what no backward pass asks for, a layer's last product and its reduction (PyTorch's
+  /// early_stop); off: layers are run again whole, as checkpoints that re-enter autograd do.
+  bool recompute_early_stop = true;
   /// Of each stage-chunk the first so many layers are recomputed; 0: all.
   std::int64_t recompute_layers = 0;
   Precision precision = Precision::Bf16;

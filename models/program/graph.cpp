@@ -221,6 +221,8 @@ class BackwardEmitter : Emitter {
       const Node& node = graph_.nodes[i];
       // Weight gradients wait until the collective that carries the input gradient is launched, so that they overlap.
       const bool communicates = node.op.stream != Stream::Compute;
+      if (runs_again_whole(node) && (i + 1 == graph_.nodes.size() || graph_.nodes[i + 1].layer != node.layer))
+        run_again(node.layer);
       if (!communicates || follows_compute(node.op.stream)) flush_deferred();
       differentiate(node);
       if (communicates) flush_deferred();
@@ -235,6 +237,29 @@ class BackwardEmitter : Emitter {
       copy.out = {
           builder_.placed("input.grad", value(graph_.input).dtype, value(graph_.input).shape, Role::InputGrad, 0)};
       builder_.add(std::move(copy));
+    }
+  }
+
+  bool runs_again_whole(const Node& node) const {
+    const bool recomputed = plan_.recompute_layers == 0 || node.layer < plan_.recompute_layers;
+    return plan_.recompute == RecomputeMode::Full && !plan_.recompute_early_stop && node.layer >= 0 && recomputed;
+  }
+
+  // All of a layer, with what no backward rule asks for: its end is kept, and made once more only to be thrown away.
+  void run_again(std::int64_t layer) {
+    for (const Node& node : graph_.nodes) {
+      if (node.layer != layer || node.tp_entry || node.out.empty()) continue;
+      const ValueId out = node.out[0];
+      if (!value(out).layer_boundary && out != graph_.output) {
+        need(out);
+        continue;
+      }
+      for (const ValueId in : node.in) need(in);
+      const TensorId kept_one = std::exchange(
+          tensors_[index(out)], builder_.transient("again." + value(out).name, value(out).dtype, value(out).shape));
+      emit_forward(
+          node, [this](ValueId in) { return need(in); }, true);
+      tensors_[index(out)] = kept_one;
     }
   }
 

@@ -240,6 +240,7 @@ void read_plan(ObjectReader& from, ParallelPlan& plan) {
       .choice<RecomputeMode>(
           "recompute", plan.recompute,
           {{"none", RecomputeMode::None}, {"selective", RecomputeMode::Selective}, {"full", RecomputeMode::Full}})
+      .boolean("recompute_early_stop", plan.recompute_early_stop)
       .integer("recompute_layers", plan.recompute_layers, {0, 10000})
       .choice<Precision>("precision", plan.precision,
                          {{"bf16", Precision::Bf16}, {"f32", Precision::F32}, {"f64", Precision::F64}})

@@ -83,6 +83,11 @@ TEST_CASE("each rule of a plan says what is wrong and what to do", "[plan]") {
     says(refusal(llama, [](auto& p) { p.pp = 4, p.layers_per_chunk = {2, 0, 1, 1}; }), {"$.layers_per_chunk[1] = 0"});
     CHECK(refusal(llama, [](auto& p) { p.pp = 4, p.layers_per_chunk = {0, 2, 2, 0}; }).empty());
   }
+  SECTION("recompute") {
+    says(refusal(llama, [](auto& p) { p.recompute_early_stop = false; }),
+         {"$.recompute_early_stop = false", "full recompute"});
+    CHECK(refusal(llama, [](auto& p) { p.recompute = RecomputeMode::Full, p.recompute_early_stop = false; }).empty());
+  }
   SECTION("stage boundaries") {
     says(refusal(llama, [](auto& p) { p.tp = 2, p.pipeline_scatter_gather = true; }),
          {"$.pipeline_scatter_gather = true", "tp and pp above 1"});

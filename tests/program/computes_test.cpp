@@ -213,6 +213,15 @@ TEST_CASE("any plan trains as PyTorch does", "[program]") {
     plan.tp = 2;
     plan.sequence_parallel = true;
   }
+  SECTION("full recompute of whole layers") {
+    plan.recompute = RecomputeMode::Full;
+    plan.recompute_early_stop = false;
+    plan.tp = 2;
+    plan.pp = 2;
+    plan.ep = moe ? 2 : 1;
+    plan.dp = 2;
+    plan.sequence_parallel = GENERATE(false, true);
+  }
   SECTION("selective recompute of everything it can") {
     plan.recompute = RecomputeMode::Selective;
     plan.recompute_modules = {true, true, true, !moe, true, !moe};

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <functional>
+#include <map>
+#include <vector>
 
 #include "models/base/random.h"
 #include "models/program/block_builder.h"
@@ -163,6 +165,25 @@ TEST_CASE("a program that was broken on purpose is found out", "[program]") {
   const Problems problems = check(program);
   INFO(all(problems));
   CHECK_FALSE(problems.empty());
+}
+
+TEST_CASE("full recompute runs a layer's last product again where it does not stop early", "[program]") {
+  const ModelSpec model = tiny_model(ModelFamily::Llama);
+  const auto products = [&](bool early_stop) {
+    ParallelPlan plan = tiny_plan();
+    plan.tp = 2;
+    plan.recompute = RecomputeMode::Full;
+    plan.recompute_early_stop = early_stop;
+    const StepProgram program = lower(model, plan);
+    const auto backward = std::find_if(program.blocks.begin(), program.blocks.end(),
+                                       [](const Block& block) { return block.kind == BlockKind::Backward; });
+    std::map<OpKind, std::int64_t> again;
+    for (const Op& op : backward->ops) again[op.kind] += op.recomputed ? 1 : 0;
+    return std::vector<std::int64_t>{again[OpKind::Matmul], again[OpKind::AllReduce]};
+  };
+  const std::int64_t layers = model.num_hidden_layers;
+  CHECK(products(true) == std::vector<std::int64_t>{3 * layers, layers});
+  CHECK(products(false) == std::vector<std::int64_t>{4 * layers, 2 * layers});
 }
 
 TEST_CASE("1F1B keeps at most pp - stage activations, interleaving the number Megatron states", "[program]") {

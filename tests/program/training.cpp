@@ -87,6 +87,7 @@ ParallelPlan random_plan(const ModelSpec& model, RandomStream& random) {
   plan.recompute = static_cast<RecomputeMode>(random.below(3));
   plan.recompute_modules = {random.below(2) == 0, random.below(2) == 0, random.below(2) == 0,
                             random.below(2) == 0, random.below(2) == 0, random.below(2) == 0};
+  plan.recompute_early_stop = plan.recompute != RecomputeMode::Full || random.below(2) == 0;
   if (model.moe) plan.recompute_modules.mlp = plan.recompute_modules.every_second_matmul = false;
   plan.overlap.grad_reduce = random.below(2) == 0;
   plan.overlap.param_gather = random.below(2) == 0;

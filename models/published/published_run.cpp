@@ -194,6 +194,10 @@ class RunReader {
     if (how == "none") return "";
     if (how.rfind("full", 0) == 0) {
       plan_.recompute = RecomputeMode::Full;
+      if (runs_layers_again_whole()) {
+        plan_.recompute_early_stop = false;
+        assume("whole layers run again, to their last product, as its framework does");
+      }
       return "";
     }
     if (how.rfind("selective (per-block", 0) == 0) return recompute_some_layers();
@@ -216,6 +220,15 @@ class RunReader {
       return "";
     }
     return "recompute: " + row_.text("recompute");
+  }
+
+  /// Megatron's tensor_parallel.checkpoint and DeepSpeed's run the function again whole, and so did PyTorch's own
+  /// before 2.1, of October 2023 (torch.utils.checkpoint.set_checkpoint_early_stop): llm-foundry's tables of A100 are
+  /// older than that, those of H100 are not (its commits b2a43a1 and 5e85bd6).
+  [[nodiscard]] bool runs_layers_again_whole() const {
+    if (has(run_.framework, "Composer")) return run_.gpu == "A100";
+    return has(run_.framework, "Megatron") || has(run_.framework, "DeepSpeed") || is_nemo() ||
+           has(run_.framework, "NeoX") || is_before(row_.text("source_date"), 2023, 10);
   }
 
   /// Hardware FLOPs over the model's tell how many: a layer that is recomputed costs four passes for three.

@@ -163,6 +163,15 @@ TEST_CASE("pipelines and tensor-parallel sums are as Megatron and DeepSpeed had 
   CHECK(contains(assumed("Megatron-DeepSpeed", "2022-02", ""), sums));
   CHECK_FALSE(contains(assumed("Megatron-DeepSpeed", "2022-02", R"(, "tp": 1)"), sums));
 
+  const char* whole = "whole layers run again";
+  const std::string full = R"(, "recompute": "full")";
+  CHECK(contains(assumed("Megatron-LM 2022", "2022-05", full), whole));
+  CHECK(contains(assumed("PyTorch FSDP1", "2023-09", full), whole));
+  CHECK_FALSE(contains(assumed("PyTorch FSDP1", "2023-10", full), whole));
+  CHECK_FALSE(contains(assumed("Megatron-LM 2022", "2022-05", ""), whole));
+  CHECK(contains(assumed("Composer", "2023-2024", full + R"(, "gpu_type": "A100")"), whole));
+  CHECK_FALSE(contains(assumed("Composer", "2023-2024", full), whole));
+
   const char* blocks = "stage boundaries sent in blocks";
   const std::string pipeline = R"(, "pp": 2)";
   CHECK(contains(assumed("Megatron-LM 2022", "2022-05", pipeline), blocks));

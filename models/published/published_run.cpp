@@ -320,7 +320,8 @@ class RunReader {
   }
 
   /// Megatron's scatter_gather_tensors_in_pipeline is on by default (arXiv 2104.04473, section 4.1), and DeepSpeed's
-  /// PipelineEngine sends partitions wherever there is tensor parallelism (is_pipe_partitioned, is_grad_partitioned).
+  /// PipelineEngine sends partitions of activations wherever there is tensor parallelism (is_pipe_partitioned), and of
+  /// gradients in some of its versions (is_grad_partitioned); which one a run had is not said.
   std::string boundaries() {
     if (!is_early_megatron() || plan_.tp == 1 || plan_.pp == 1 || plan_.sequence_parallel) return "";
     plan_.pipeline_scatter_gather = true;

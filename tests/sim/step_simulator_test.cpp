@@ -250,7 +250,7 @@ TEST_CASE("of hybrid sharding the fabric sees the sums over copies alone", "[sim
 TEST_CASE("a stage boundary that ranks of tp send in blocks leaves the node once", "[sim]") {
   // A NIC so slow that only its bytes matter.
   ClusterSpec cluster = node_of_four();
-  cluster.nic_bytes_per_s = 1e5;
+  cluster.nic_bytes_per_s = 1e3;
   ParallelPlan plan = tiny_plan();
   plan.precision = Precision::Bf16;
   plan.tp = 4;
@@ -259,8 +259,7 @@ TEST_CASE("a stage boundary that ranks of tp send in blocks leaves the node once
   const ModelSpec model = tiny_model(ModelFamily::Llama);
   const double whole_s = simulated(lower(model, plan), cluster, {}).time_s;
   plan.pipeline_scatter_gather = true;
-  // The norm of gradients is summed over the fabric either way.
-  CHECK(simulated(lower(model, plan), cluster, {}).time_s == Approx(whole_s / 4).epsilon(0.08));
+  CHECK(simulated(lower(model, plan), cluster, {}).time_s == Approx(whole_s / 4).epsilon(0.02));
 }
 
 TEST_CASE("tensor-parallel sums hide behind weight gradients, where they may", "[sim]") {

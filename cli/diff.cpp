@@ -66,8 +66,8 @@ Result<Side> read_side(store::RunReader& reader, const std::string& selector) {
 }
 
 bool communicates(const std::string& kind) {
-  static const std::set<std::string> kKinds{"AllReduce",      "AllGather", "ReduceScatter",
-                                            "AllToAllCounts", "AllToAllV", "SendRecv"};
+  static const std::set<std::string> kKinds{"AllReduce", "AllGather", "ReduceScatter", "AllToAllCounts",
+                                            "AllToAllV", "RingShift", "SendRecv"};
   return kKinds.count(kind) > 0;
 }
 

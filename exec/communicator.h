@@ -63,6 +63,8 @@ class Communicator {
   virtual Ticket reduce_scatter(const Team& team, const Operand& x, const Operand& y) = 0;
   /// send[i] goes to member i; receive[i] comes from it. Sizes agree on both sides.
   virtual Ticket all_to_all(const Team& team, const std::vector<Buffer>& send, const std::vector<Buffer>& receive) = 0;
+  /// y[i] = what the member before this one has as x[i]; before the first is the last.
+  virtual Ticket ring_shift(const Team& team, const std::vector<Operand>& x, const std::vector<Operand>& y) = 0;
   /// All of them together.
   virtual Ticket transfer(const std::vector<Move>& moves) = 0;
 

@@ -63,6 +63,7 @@ class Call {
       case OpKind::MergeQkvGrad:
         return kernels_.merge_qkv_grad(heads(), rope_theta(), in_[0], in_[1], in_[2], optional(in_, 3), out_[0]);
       case OpKind::Attention: return kernels_.attention(attention(), in_[0], in_[1], in_[2], out_[0], out_[1]);
+      case OpKind::AttentionMerge: return kernels_.attention_merge(heads(), in_, out_[0], out_[1]);
       case OpKind::AttentionGrad:
         return kernels_.attention_grad(attention(), in_[0], in_[1], in_[2], in_[3], in_[4], in_[5], out_[0], out_[1],
                                        out_[2]);
@@ -84,6 +85,7 @@ class Call {
       case OpKind::ReduceScatter:
       case OpKind::AllToAllCounts:
       case OpKind::AllToAllV:
+      case OpKind::RingShift:
       case OpKind::SendRecv: TY_CHECK(false, "communication is the communicator's");
       case OpKind::Zero: return kernels_.zero(out_[0]);
       case OpKind::Copy: return kernels_.copy(in_[0], out_[0]);
@@ -119,7 +121,8 @@ class Call {
   kernels::Heads heads() const { return {a_.heads, a_.kv_heads, a_.head_dim}; }
   double rope_theta() const { return a_.rope ? a_.rope_theta : 0; }
   kernels::AttentionShape attention() const {
-    return {heads(), a_.batch, a_.cp, a_.cp > 1 ? at_.cp : 0, a_.window, a_.scale, a_.softcap, alibi()};
+    const std::int64_t here = a_.cp > 1 ? at_.cp : 0, before = (here - a_.hop + a_.cp) % a_.cp;
+    return {heads(), a_.batch, a_.cp, here, a_.hop < 0 ? -1 : before, a_.window, a_.scale, a_.softcap, alibi()};
   }
   // The slopes of this tp rank's heads.
   std::vector<double> alibi() const {

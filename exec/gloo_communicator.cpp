@@ -191,6 +191,22 @@ class GlooCommunicator final : public Communicator {
     });
   }
 
+  Ticket ring_shift(const Team& team, const std::vector<Operand>& x, const std::vector<Operand>& y) override {
+    return start(team, [x, y, me = team.me, g = team.ranks.size()](const std::shared_ptr<Context>& context) {
+      for (std::size_t i = 0; i < x.size(); ++i) {
+        const Buffer from = bytes_of(x[i]), to = bytes_of(y[i]);
+        std::vector<std::int64_t> out_counts(g, 0), in_counts(g, 0);
+        out_counts[(me + 1) % g] = from.bytes;
+        in_counts[(me + g - 1) % g] = to.bytes;
+        gloo::AlltoallvOptions options(context);
+        options.setInput(reinterpret_cast<char*>(from.data), out_counts);
+        options.setOutput(reinterpret_cast<char*>(to.data), in_counts);
+        options.setTimeout(kPatience);
+        gloo::alltoallv(options);
+      }
+    });
+  }
+
   Ticket transfer(const std::vector<Move>& moves) override {
     const Ticket ticket = next_ticket_++;
     // Its own thread: transfers that wait must not hold up one another.

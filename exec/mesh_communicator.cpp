@@ -145,6 +145,16 @@ class MeshCommunicator final : public Communicator {
     return start(work);
   }
 
+  Ticket ring_shift(const Team& team, const std::vector<Operand>& x, const std::vector<Operand>& y) override {
+    const std::size_t g = team.ranks.size();
+    Work& work = begin();
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      send(work, team.ranks[(team.me + 1) % g], channel_of(team), bytes_of(x[i]));
+      receive(work, team.ranks[(team.me + g - 1) % g], channel_of(team), bytes_of(y[i]));
+    }
+    return start(work);
+  }
+
   Ticket transfer(const std::vector<Move>& moves) override {
     Work& work = begin();
     for (const Move& move : moves) {

@@ -242,6 +242,7 @@ Communicator::Ticket StepInterpreter::communicate(const Op& op, const Chunk* chu
       return communicator_.all_to_all(us, send, receive);
     }
     case OpKind::AllToAllV: return exchange_rows(op, us, in, out[0]);
+    case OpKind::RingShift: return communicator_.ring_shift(us, in, out);
     default: TY_CHECK(false, "not a collective");
   }
 }

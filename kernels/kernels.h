@@ -60,7 +60,9 @@ struct Heads {
 /// positions. alibi: slopes per query head, score -= slope * (query position - key position); empty: none.
 struct AttentionShape {
   Heads heads;
-  std::int64_t batch = 1, cp = 1, cp_index = 0, window = 0;
+  std::int64_t batch = 1, cp = 1, cp_index = 0;
+  std::int64_t key_block = -1;  // k and v are the block of this context rank; -1: of all of them
+  std::int64_t window = 0;
   double scale = 1, softcap = 0;
   std::vector<double> alibi;
 };
@@ -153,10 +155,13 @@ class Kernels {
   /// Its transpose.
   virtual void merge_qkv_grad(const Heads& heads, double rope_theta, const Tensor& dq, const Tensor& dk,
                               const Tensor& dv, const Tensor& positions, const Tensor& dqkv) = 0;
-  /// o[T,hq*dh], lse[T,hq], the log of the sum of exponentials. Workspace: for each thread the scores of 64 queries of
-  /// one head with all keys that they see.
+  /// o[T,hq*dh], lse[T,hq], the log of the sum of exponentials: 0 and -inf where no key is seen. Workspace: for each
+  /// thread the scores of 64 queries of one head with all keys that they see.
   virtual void attention(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
                          const Tensor& o, const Tensor& lse) = 0;
+  /// o[T,hq*dh], lse[T,hq] over all keys, from those over disjoint sets of them: parts are o_0, lse_0, o_1, lse_1, ...
+  virtual void attention_merge(const Heads& heads, const std::vector<Tensor>& parts, const Tensor& o,
+                               const Tensor& lse) = 0;
   /// dq, dk, dv, shaped like q, k, v, of dout[T,hq*dh]. Workspace: twice that of attention, three times with a soft
   /// cap.
   virtual void attention_grad(const AttentionShape& shape, const Tensor& dout, const Tensor& q, const Tensor& k,

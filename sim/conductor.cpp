@@ -198,8 +198,7 @@ class Conductor {
         auto& runs = made[{static_cast<std::int32_t>(key), factor}];
         if (!runs) {
           runs = std::make_shared<const PrivateRuns>(program_.blocks[index(item.block)], alone, [&](const Op& op) {
-            return is_communication(op.kind) ? cost_.nvlink_collective_seconds(
-                                                   collective_of(op.kind), group_ranks(c, op.group), op.payload_bytes)
+            return is_communication(op.kind) ? inside_node_seconds(op, group_ranks(c, op.group))
                                              : cost_.op_seconds(op) * factor;
           });
         }
@@ -402,6 +401,7 @@ class Conductor {
       case OpKind::SplitQkv:
       case OpKind::MergeQkvGrad:
       case OpKind::Attention:
+      case OpKind::AttentionMerge:
       case OpKind::AttentionGrad:
       case OpKind::Router:
       case OpKind::RouterGrad:
@@ -420,7 +420,8 @@ class Conductor {
       case OpKind::AllGather:
       case OpKind::ReduceScatter:
       case OpKind::AllToAllCounts:
-      case OpKind::AllToAllV: return join_collective(c, flat_op, *op);
+      case OpKind::AllToAllV:
+      case OpKind::RingShift: return join_collective(c, flat_op, *op);
       case OpKind::SendRecv: TY_CHECK(false, "transfers come in batches, not as ops");
       case OpKind::Zero:
       case OpKind::Copy:
@@ -491,12 +492,12 @@ class Conductor {
   void begin(std::int64_t tag, Channel& channel, const Op& op) {
     const ChannelClass& its = fold_.channels[index(channel.channel_class)];
     channel.started_at = now_;
-    const Collective kind = collective_of(op.kind);
     if (its.inside_node) {
-      push({now_ + cost_.nvlink_collective_seconds(kind, its.ranks, op.payload_bytes), EventKind::CollectiveDone, -1,
-            -1, tag, 0});
+      push({now_ + inside_node_seconds(op, its.ranks), EventKind::CollectiveDone, -1, -1, tag, 0});
       return;
     }
+    if (op.kind == OpKind::RingShift) return begin_flow(tag, channel, op.payload_bytes);
+    const Collective kind = collective_of(op.kind);
     const FabricCost fabric =
         cost_.fabric_collective(kind, its.ranks, its.nodes, op.payload_bytes, cluster_.nic_bytes_per_s);
     channel.flow_bytes = fabric.bytes_per_nic;
@@ -509,6 +510,17 @@ class Conductor {
       channel.flow_rate /= pairs;
     }
     push({now_ + fabric.latency_s, EventKind::FlowStarts, -1, -1, tag, 0});
+  }
+
+  double inside_node_seconds(const Op& op, std::int64_t ranks) const {
+    if (op.kind == OpKind::RingShift) return cost_.nvlink_p2p_seconds(op.payload_bytes);
+    return cost_.nvlink_collective_seconds(collective_of(op.kind), ranks, op.payload_bytes);
+  }
+
+  // From rank to rank, over all that its links give.
+  void begin_flow(std::int64_t tag, Channel& channel, double bytes) {
+    channel.flow_bytes = bytes;
+    push({now_ + cost_.fabric_p2p_latency_s(), EventKind::FlowStarts, -1, -1, tag, 0});
   }
 
   std::int64_t open_channel(std::int32_t channel_class, const Op* op) {
@@ -578,8 +590,7 @@ class Conductor {
       push({now_ + cost_.nvlink_p2p_seconds(channel.bytes), EventKind::CollectiveDone, -1, -1, tag, 0});
       return;
     }
-    channel.flow_bytes = channel.bytes;
-    push({now_ + cost_.fabric_p2p_latency_s(), EventKind::FlowStarts, -1, -1, tag, 0});
+    begin_flow(tag, channel, channel.bytes);
   }
 
   // --- completion

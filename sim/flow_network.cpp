@@ -156,7 +156,8 @@ FlowNetwork::FlowNetwork(const Fold& fold) : impl_(std::make_unique<Impl>()) {
       route.insert(route.end(), static_cast<std::size_t>(crossing.weight),
                    sg4::LinkInRoute(impl_->links[static_cast<std::size_t>(crossing.link_class)]));
     }
-    if (fold.sorts[static_cast<std::size_t>(fold.channels[c].sort)].kind != ChannelKind::Transfer) {
+    const ChannelKind kind = fold.sorts[static_cast<std::size_t>(fold.channels[c].sort)].kind;
+    if (kind == ChannelKind::Ring || kind == ChannelKind::AllToAll) {
       impl_->limiter[c] = zone->create_link("limit" + std::to_string(c), 1e18);
       impl_->limiter[c]->set_latency(0)->seal();
       route.emplace_back(impl_->limiter[c]);

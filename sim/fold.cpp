@@ -18,7 +18,8 @@ namespace {
 struct Member {
   std::int32_t rank;
   std::uint32_t role;
-  /// How many times the flow its NIC carries: 0 inside a node. Says of private NICs what their links would.
+  /// How many times the flow its NIC carries: 0 inside a node; of a Shift 1 out of the node, 2 into it, 3 both. Says of
+  /// private NICs what their links would.
   std::uint32_t nic_weight = 0;
 };
 struct Crossed {
@@ -118,10 +119,11 @@ class StructureBuilder {
       if (group == Group::Embedding && mesh_.coordinates(rank).pp != 0) continue;
       const std::vector<std::int64_t> members = mesh_.members(group, rank);
       for (const std::int64_t member : members) out_.members.push_back({static_cast<std::int32_t>(member), 0, 0});
-      if (sorts_[s].kind == ChannelKind::AllToAll) {
-        cross_all_to_all(members);
-      } else {
-        cross_ring(members);
+      switch (sorts_[s].kind) {
+        case ChannelKind::AllToAll: cross_all_to_all(members); break;
+        case ChannelKind::Shift: cross_shift(members); break;
+        case ChannelKind::Ring:
+        case ChannelKind::Transfer: cross_ring(members); break;
       }
       out_.close(s, nodes_of(members));
     }
@@ -171,6 +173,25 @@ class StructureBuilder {
         platform_.append_tier_links(from, to, tier_links);
         note(from, to, tier_links, first);
       }
+    }
+    add_counted(tier_links);
+  }
+
+  // What a member hands to the next crosses both their NICs where that is on another node.
+  void cross_shift(const std::vector<std::int64_t>& members) {
+    std::vector<LinkId> tier_links;
+    for (std::size_t i = 0; i < members.size(); ++i) {
+      const std::size_t next = (i + 1) % members.size();
+      const std::int64_t from = members[i], to = members[next];
+      if (platform_.same_node(from, to)) continue;
+      cross(platform_.nic_out(from), 1);
+      cross(platform_.nic_in(to), 1);
+      Member* of_channel = &out_.members[out_.members.size() - members.size()];
+      of_channel[i].nic_weight |= 1;
+      of_channel[next].nic_weight |= 2;
+      const std::size_t first = tier_links.size();
+      platform_.append_tier_links(from, to, tier_links);
+      note(from, to, tier_links, first);
     }
     add_counted(tier_links);
   }
@@ -500,7 +521,8 @@ std::vector<ChannelSort> channel_sorts(const ParallelPlan& plan) {
   std::vector<ChannelSort> sorts;
   for (const Group group : {Group::Tp, Group::Cp, Group::DpCp, Group::Edp, Group::DpCpShard, Group::DpCpCopy,
                             Group::EdpShard, Group::EdpCopy, Group::Embedding, Group::World}) {
-    if (mesh.group_size(group) > 1) sorts.push_back({ChannelKind::Ring, group, false});
+    const bool shifts = group == Group::Cp && plan.ring_attention();
+    if (mesh.group_size(group) > 1) sorts.push_back({shifts ? ChannelKind::Shift : ChannelKind::Ring, group, false});
   }
   if (plan.ep > 1) sorts.push_back({ChannelKind::AllToAll, Group::Ep, false});
   if (plan.pp > 1) {

@@ -21,8 +21,9 @@
 
 namespace trainyard {
 
-/// What a channel carries. Groups that stay in one node have channels without links.
-enum class ChannelKind : std::uint8_t { Ring, AllToAll, Transfer };
+/// What a channel carries. Groups that stay in one node have channels without links. Of a Ring every NIC takes part; of
+/// a Shift, where every member hands on to the next, only those between nodes.
+enum class ChannelKind : std::uint8_t { Ring, Shift, AllToAll, Transfer };
 
 /// Channels of one sort: the communicators of a group, or one direction of pipeline transfers.
 struct ChannelSort {

@@ -41,6 +41,7 @@ StepPart part_of(const FlatOp& flat) {
     case OpKind::GroupedMatmul:
     case OpKind::GroupedMatmulWgrad: return StepPart::Gemm;
     case OpKind::Attention:
+    case OpKind::AttentionMerge:
     case OpKind::AttentionGrad: return StepPart::Attention;
     case OpKind::HostSync: return StepPart::Host;
     default: return StepPart::MemoryBound;

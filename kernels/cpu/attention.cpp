@@ -14,9 +14,10 @@ namespace {
 
 constexpr Int kQueryBlock = 64;
 
-// Keys [first, first + count) of one cp block, in columns [column, column + count) of the scores.
+// Keys [first, first + count) of one cp block, in columns [column, column + count) of the scores. `stored`: which of
+// the blocks in memory it is.
 struct KeySpan {
-  Int block = 0, first = 0, count = 0, column = 0;
+  Int block = 0, stored = 0, first = 0, count = 0, column = 0;
 };
 
 // One sequence and one block of its queries: which keys it may see, and which pairs are masked.
@@ -26,13 +27,14 @@ class QueryBlock {
       : shape_(shape), local_(rows / shape.batch), begin_(begin), end_(end) {
     const Int first = position(shape.cp_index, begin), last = position(shape.cp_index, end - 1);
     const Int lowest = shape.window > 0 ? std::min(first, last) - shape.window + 1 : 0;
-    for (Int block = 0; block < shape.cp; ++block) {
+    const bool all = shape.key_block < 0;
+    for (Int block = all ? 0 : shape.key_block; block < (all ? shape.cp : shape.key_block + 1); ++block) {
       // Positions rise within a block, so what may be seen is one run of it.
       Int from = 0, to = local_;
       while (from < to && position(block, from) < lowest) ++from;
       while (to > from && position(block, to - 1) > std::max(first, last)) --to;
       if (from == to) continue;
-      spans_.push_back({block, from, to - from, columns_});
+      spans_.push_back({block, all ? block : 0, from, to - from, columns_});
       columns_ += to - from;
     }
   }
@@ -65,6 +67,20 @@ class QueryBlock {
   Int columns_ = 0;
 };
 
+// Weights of a row of scores; returns the log of the sum of their exponentials. All masked: no weights, and -inf.
+template <class Acc>
+Acc softmax(RowMap<Acc> row) {
+  const Acc max = row.size() > 0 ? row.maxCoeff() : -std::numeric_limits<Acc>::infinity();
+  if (std::isinf(max)) {
+    row.setZero();
+    return max;
+  }
+  row = (row - max).exp();
+  const Acc sum = row.sum();
+  row /= sum;
+  return max + std::log(sum);
+}
+
 // Rotates a head by rotate-half rope: forward for sign = 1, its transpose for sign = -1. angles: cosines, then sines.
 template <class Acc>
 void rotate(Acc* head, const double* angles, Int half, Acc sign) {
@@ -91,7 +107,7 @@ class HeadBlock {
   MatrixMap<Acc>& score(const Acc* q, Int q_stride, const Acc* k, Int stride, Int block_stride) {
     const ConstStridedMap<Acc> Q(q, block_.queries(), shape_.heads.dim, Eigen::OuterStride<>(q_stride));
     for (const KeySpan& span : block_.spans()) {
-      const ConstStridedMap<Acc> K(k + span.block * block_stride + span.first * stride, span.count, shape_.heads.dim,
+      const ConstStridedMap<Acc> K(k + span.stored * block_stride + span.first * stride, span.count, shape_.heads.dim,
                                    Eigen::OuterStride<>(stride));
       scores_.middleCols(span.column, span.count).noalias() = static_cast<Acc>(shape_.scale) * Q * K.transpose();
     }
@@ -207,21 +223,48 @@ void CpuKernels::attention(const AttentionShape& shape, const Tensor& q, const T
               head.score(query.data() + first * nq + h * dim, nq, key.data() + key_at, nk, rows * nk);
           head.cap_and_mask();
           for (Int t = 0; t < block.queries(); ++t) {
-            RowMap<Acc> row(scores.data() + t * block.columns(), block.columns());
-            const Acc max = row.maxCoeff();
-            row = (row - max).exp();
-            const Acc sum = row.sum();
-            row /= sum;
-            logs[(first + t) * shape.heads.query + h] = max + std::log(sum);
+            logs[(first + t) * shape.heads.query + h] =
+                softmax(RowMap<Acc>(scores.data() + t * block.columns(), block.columns()));
           }
           StridedMap<Acc> O(out.data() + first * nq + h * dim, block.queries(), dim, Eigen::OuterStride<>(nq));
           O.setZero();
           for (const KeySpan& span : block.spans()) {
-            const ConstStridedMap<Acc> V(value.data() + key_at + (span.block * rows + span.first) * nk, span.count, dim,
-                                         Eigen::OuterStride<>(nk));
+            const ConstStridedMap<Acc> V(value.data() + key_at + (span.stored * rows + span.first) * nk, span.count,
+                                         dim, Eigen::OuterStride<>(nk));
             O.noalias() += scores.middleCols(span.column, span.count) * V;
           }
         }
+      }
+    });
+  });
+}
+
+void CpuKernels::attention_merge(const Heads& heads, const std::vector<Tensor>& parts, const Tensor& o,
+                                 const Tensor& lse) {
+  const Int rows = o.dims[0], dim = heads.dim, width = heads.query * dim;
+  const std::size_t count = parts.size() / 2;
+  in_precision_of(o, [&](auto zero) {
+    using Acc = decltype(zero);
+    const Scratch::Scope scope(scratch_);
+    std::vector<In<Acc>> outs, logs;
+    for (std::size_t p = 0; p < count; ++p) {
+      outs.emplace_back(parts[2 * p], scratch_);
+      logs.emplace_back(parts[2 * p + 1], scratch_);
+    }
+    const Out<Acc> out(o, scratch_), log(lse, scratch_);
+    parallel(rows, kGrain / width, [&](Int begin, Int end, Int) {
+      for (Int at = begin * heads.query; at < end * heads.query; ++at) {
+        Acc max = -std::numeric_limits<Acc>::infinity(), sum = 0;
+        for (const In<Acc>& part : logs) max = std::max(max, part[at]);
+        RowMap<Acc> merged(out.data() + at * dim, dim);
+        merged.setZero();
+        for (std::size_t p = 0; p < count; ++p) {
+          const Acc weight = std::exp(logs[p][at] - max);
+          sum += weight;
+          merged += weight * ConstRowMap<Acc>(outs[p].data() + at * dim, dim);
+        }
+        merged /= sum;
+        log[at] = max + std::log(sum);
       }
     });
   });
@@ -268,7 +311,7 @@ void CpuKernels::attention_grad(const AttentionShape& shape, const Tensor& dout,
             row = (row - logs[(first + t) * shape.heads.query + h]).exp();
           }
           for (const KeySpan& span : block.spans()) {
-            const Int at = key_at + (span.block * rows + span.first) * nk;
+            const Int at = key_at + (span.stored * rows + span.first) * nk;
             const Eigen::OuterStride<> stride(nk);
             const ConstStridedMap<Acc> V(value.data() + at, span.count, dim, stride);
             StridedMap<Acc> dV(dvalue.data() + at, span.count, dim, stride);
@@ -282,7 +325,7 @@ void CpuKernels::attention_grad(const AttentionShape& shape, const Tensor& dout,
             if (cap > 0) row *= ConstRowMap<Acc>(slope.data() + t * columns, columns);
           }
           for (const KeySpan& span : block.spans()) {
-            const Int at = key_at + (span.block * rows + span.first) * nk;
+            const Int at = key_at + (span.stored * rows + span.first) * nk;
             const Eigen::OuterStride<> stride(nk);
             const ConstStridedMap<Acc> K(key.data() + at, span.count, dim, stride);
             StridedMap<Acc> dK(dkey.data() + at, span.count, dim, stride);

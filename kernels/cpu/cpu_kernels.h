@@ -59,6 +59,8 @@ class CpuKernels final : public Kernels {
                       const Tensor& positions, const Tensor& dqkv) override;
   void attention(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
                  const Tensor& lse) override;
+  void attention_merge(const Heads& heads, const std::vector<Tensor>& parts, const Tensor& o,
+                       const Tensor& lse) override;
   void attention_grad(const AttentionShape& shape, const Tensor& dout, const Tensor& q, const Tensor& k,
                       const Tensor& v, const Tensor& o, const Tensor& lse, const Tensor& dq, const Tensor& dk,
                       const Tensor& dv) override;

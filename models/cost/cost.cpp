@@ -117,8 +117,9 @@ double CostModel::attention_efficiency(const std::string& kernel, std::int64_t h
 
 double CostModel::attention_seconds(const Op& op, double efficiency_ratio) const {
   // attr.m rows of this rank's queries; each context rank has an even share of the causal work of the whole sequence.
-  const double length =
-      static_cast<double>(op.attr.m) / static_cast<double>(op.attr.batch) * static_cast<double>(op.attr.cp);
+  // In a ring a kernel has as many keys as queries.
+  const double length = static_cast<double>(op.attr.m) / static_cast<double>(op.attr.batch) *
+                        static_cast<double>(op.attr.hop < 0 ? op.attr.cp : 1);
   double measured = 0;
   for (const AttentionCurve& curve : hardware_.attention) {
     if (stack_.attention == curve.kernel || stack_.attention == "fastest")
@@ -133,7 +134,8 @@ double CostModel::attention_seconds(const Op& op, double efficiency_ratio) const
 // are one, dropout is another. Backward: four products, and the softmax's gradient reads two of what it writes one of.
 double CostModel::materialised_attention_seconds(const Op& op, bool backward) const {
   const auto batch = static_cast<double>(op.attr.batch), heads = static_cast<double>(op.attr.heads);
-  const double rows = static_cast<double>(op.attr.m) / batch, length = rows * static_cast<double>(op.attr.cp);
+  const double rows = static_cast<double>(op.attr.m) / batch,
+               length = rows * static_cast<double>(op.attr.hop < 0 ? op.attr.cp : 1);
   const auto head_dim = static_cast<double>(op.attr.head_dim);
   const double groups = batch * heads, scores = groups * rows * length;
   const double element = precision_ == Precision::Bf16 ? 2 : 4;

@@ -106,6 +106,9 @@ class PlanRules {
         plan_.cp == 1 || plan_.sequence_length % (2 * plan_.cp) == 0, "cp", text(plan_.cp),
         fmt::format("needs sequence_length = {} to be divisible by 2*cp, for two slices a rank", plan_.sequence_length),
         "choose a smaller power of two");
+    rule_.expect(!plan_.ring_attention() || model_.sliding_window == 0, "cp_comm_type", "p2p",
+                 "hands keys on around a ring, most of which a model with a sliding window never looks at",
+                 "use \"all_gather\"");
     rule_.expect(model_.position != PositionKind::Learned || plan_.sequence_length <= model_.max_position_embeddings,
                  "sequence_length", text(plan_.sequence_length),
                  fmt::format("exceeds the {} learned positions of the model", model_.max_position_embeddings),

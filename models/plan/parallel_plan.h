@@ -34,6 +34,11 @@ struct RecomputeModules {
 /// F64 is for proofs: every tensor of the program in float64.
 enum class Precision { Bf16, F32, F64 };
 
+/// How context-parallel ranks come by one another's keys and values: all of them gathered before attention (Llama 3,
+/// arXiv 2407.21783, section 3.3.2), or one block after another, handed on around a ring beside attention to the block
+/// before (ring attention, arXiv 2310.01889). Named as Megatron names them.
+enum class CpCommType { AllGather, P2p };
+
 /// When gradients are summed over data-parallel ranks.
 enum class GradSync { LastMicroBatch, EveryMicroBatch };
 
@@ -85,6 +90,7 @@ struct ParallelPlan {
   /// Fastest-varying axis first: "tp-cp-ep-dp-pp" or "tp-cp-ep-pp-dp" (Megatron's two orders).
   std::string order = "tp-cp-ep-dp-pp";
   bool sequence_parallel = false;
+  CpCommType cp_comm_type = CpCommType::AllGather;
   /// 0: replicated; 1: optimizer state sharded; 2: gradients too; 3: parameters too, gathered bucket by bucket for each
   /// pass (FSDP).
   std::int64_t zero_stage = 0;
@@ -131,6 +137,7 @@ struct ParallelPlan {
   [[nodiscard]] std::int64_t micro_batches() const { return global_batch / (dp * micro_batch); }
   [[nodiscard]] std::int64_t chunks() const { return pp * virtual_stages; }
   [[nodiscard]] GradSync effective_grad_sync() const;
+  [[nodiscard]] bool ring_attention() const { return cp > 1 && cp_comm_type == CpCommType::P2p; }
 };
 
 /// Decoder layers of each chunk in model order; `plan.chunks()` entries that sum to the model's layers.

@@ -244,6 +244,31 @@ class Decoder {
                Group::Cp);
   }
 
+  // What attention makes of q[T,hq*dh].
+  std::vector<Out> attention_outs(const OpAttributes& attr) const {
+    return {{"o", dtype_, Shape(rows_, attr.heads * attr.head_dim)}, {"lse", wide_, Shape(rows_, attr.heads), false}};
+  }
+
+  ValueId attention_core(const std::vector<ValueId>& qkv, const OpAttributes& attr) {
+    const ValueId k = gather_context("attn.gather_k", qkv[1]), v = gather_context("attn.gather_v", qkv[2]);
+    return node(OpKind::Attention, "attn.core", {qkv[0], k, v}, attention_outs(attr), attr)[0];
+  }
+
+  // Keys and values go around while attention to those that are here is computed; its parts are merged at the end.
+  ValueId ring_attention(const std::vector<ValueId>& qkv, OpAttributes attr) {
+    std::vector<ValueId> block{qkv[1], qkv[2]}, parts;
+    for (attr.hop = 0; attr.hop < plan_.cp; ++attr.hop) {
+      const std::vector<ValueId> here = block;
+      if (attr.hop + 1 < plan_.cp)
+        block = node(OpKind::RingShift, fmt::format("attn.ring{}", attr.hop + 1).c_str(), here,
+                     {{"k", dtype_, shape(here[0])}, {"v", dtype_, shape(here[1])}}, {}, Stream::Cp, Group::Cp);
+      const std::vector<ValueId> part = node(OpKind::Attention, fmt::format("attn.core{}", attr.hop).c_str(),
+                                             {qkv[0], here[0], here[1]}, attention_outs(attr), attr);
+      parts.insert(parts.end(), part.begin(), part.end());
+    }
+    return node(OpKind::AttentionMerge, "attn.core", std::move(parts), attention_outs(attr), attr)[0];
+  }
+
   ValueId attention(ValueId h) {
     OpAttributes attr;
     attr.heads = model_.num_attention_heads / plan_.tp;
@@ -267,9 +292,7 @@ class Decoder {
     attr.softcap = model_.attention_softcap;
     attr.window = model_.sliding_window;
     if (model_.position == PositionKind::Alibi) attr.alibi_heads = model_.num_attention_heads;
-    const ValueId k = gather_context("attn.gather_k", split[1]), v = gather_context("attn.gather_v", split[2]);
-    const ValueId o = node(OpKind::Attention, "attn.core", {split[0], k, v},
-                           {{"o", dtype_, q_shape}, {"lse", wide_, Shape(rows_, attr.heads), false}}, attr)[0];
+    const ValueId o = plan_.ring_attention() ? ring_attention(split, attr) : attention_core(split, attr);
     const ValueId y =
         leave_tp(named(LayerProduct::AttentionOut, linear("attn.out", o, param_of_layer("attn.out"), -1, dtype_)),
                  "attn.reduce");

@@ -4,6 +4,8 @@
 #include <map>
 #include <set>
 
+#include <fmt/format.h>
+
 #include "models/base/check.h"
 #include "models/program/block_builder.h"
 #include "models/program/gradient_sync.h"
@@ -49,7 +51,7 @@ bool second_product(const Node& node) {
 }
 
 bool selected(const RecomputeModules& modules, const Node& node) {
-  if (modules.core_attn && node.op.kind == OpKind::Attention) return true;
+  if (modules.core_attn && (node.op.kind == OpKind::Attention || node.op.kind == OpKind::AttentionMerge)) return true;
   if (modules.norm && node.op.kind == OpKind::Norm) return true;
   const bool dense = !node.op.attr.has_counts;
   if ((modules.activation || (modules.mlp && dense)) && node.op.kind == OpKind::Activation) return true;
@@ -64,6 +66,7 @@ bool kept(const Graph& graph, const ParallelPlan& plan, ValueId id) {
   const Node& node = graph.nodes[index(value.producer)];
   // Gathered copies are gathered again, as Megatron does: keeping them would undo the sharding.
   if (node.op.kind == OpKind::AllGather && value.differentiable) return false;
+  if (node.op.kind == OpKind::RingShift) return false;  // so do blocks of a ring go around again
   if (node.layer < 0 || value.layer_boundary) return true;
   if (plan.recompute_layers > 0 && node.layer >= plan.recompute_layers) return true;
   switch (plan.recompute) {
@@ -356,7 +359,10 @@ class BackwardEmitter : Emitter {
         return;
       case OpKind::Dropout: return unary_rule(node, OpKind::Dropout, {need(node.in[1]), need(node.in[2])});
       case OpKind::SplitQkv: return split_rule(node);
-      case OpKind::Attention: return attention_rule(node);
+      case OpKind::Attention:
+        if (node.op.attr.hop < 0) attention_rule(node);
+        return;  // of a ring AttentionMerge has the rule
+      case OpKind::AttentionMerge: return ring_rule(node);
       case OpKind::Router: return router_rule(node);
       case OpKind::Permute: return unary_rule(node, OpKind::PermuteGrad, {need(node.out[1])});
       case OpKind::Unpermute: return unpermute_rule(node);
@@ -376,6 +382,7 @@ class BackwardEmitter : Emitter {
       case OpKind::XentMax:
       case OpKind::XentSum:
       case OpKind::AllToAllCounts:
+      case OpKind::RingShift:
       case OpKind::Copy:
       case OpKind::HostSync: return;
       default: TY_CHECK(false, "a forward op without a backward rule");
@@ -498,6 +505,63 @@ class BackwardEmitter : Emitter {
     const std::vector<TensorId> grads = op.out;
     builder_.add(std::move(op));
     for (std::size_t i = 0; i < 3; ++i) give(node.in[i], grads[i]);
+  }
+
+  // The blocks go around once more, and each has its gradient follow it, which every rank adds its share to. One shift
+  // after the last it is home.
+  void ring_rule(const Node& node) {
+    const std::int64_t hops = node.op.attr.cp;
+    const Node& own = graph_.nodes[index(value(node.in[0]).producer)];  // attention to this rank's own block
+    const ValueId q = own.in[0], k = own.in[1], v = own.in[2];
+    const TensorId dout = grad(node.out[0]), o = need(node.out[0]), lse = need(node.out[1]);
+    std::vector<TensorId> block{need(k), need(v)}, sums;
+    TensorId dq = -1;
+    for (std::int64_t hop = 0; hop < hops; ++hop) {
+      const std::vector<TensorId> here = block;
+      if (hop + 1 < hops) block = shift(fmt::format("{}.ring{}", node.op.label, hop + 1), here, {k, v}, "");
+      Op op = backward_op(node, OpKind::AttentionGrad);
+      op.attr.hop = hop;
+      op.label = fmt::format("{}{}.grad", node.op.label, hop);
+      op.in = {dout, need(q), here[0], here[1], o, lse};
+      op.out = {like(q), like(k), like(v)};
+      const std::vector<TensorId> shares = op.out;
+      builder_.add(std::move(op));
+      if (hop == 0) {
+        dq = shares[0];
+        sums = {shares[1], shares[2]};
+      } else {
+        accumulate(value(q).name, shares[0], dq);
+        accumulate(value(k).name, shares[1], sums[0]);
+        accumulate(value(v).name, shares[2], sums[1]);
+      }
+      sums = shift(fmt::format("{}.ring{}.grad", node.op.label, hop + 1), sums, {k, v}, ".grad");
+    }
+    give(q, dq);
+    give(k, sums[0]);
+    give(v, sums[1]);
+  }
+
+  std::vector<TensorId> shift(std::string label, std::vector<TensorId> blocks, const std::vector<ValueId>& of,
+                              const char* suffix) {
+    Op op;
+    op.kind = OpKind::RingShift;
+    op.stream = Stream::Cp;
+    op.group = Group::Cp;
+    op.label = std::move(label);
+    op.in = std::move(blocks);
+    for (const ValueId id : of) op.out.push_back(like(id, suffix));
+    std::vector<TensorId> received = op.out;
+    builder_.add(std::move(op));
+    return received;
+  }
+
+  void accumulate(const std::string& name, TensorId share, TensorId sum) {
+    Op op;
+    op.kind = OpKind::Accumulate;
+    op.label = name + ".grad.add";
+    op.in = {share};
+    op.out = {sum};
+    builder_.add(std::move(op));
   }
 
   void router_rule(const Node& node) { unary_rule(node, OpKind::RouterGrad, {need(node.out[1]), need(node.out[2])}); }

@@ -5,49 +5,21 @@
 namespace trainyard {
 
 const char* to_string(OpKind kind) {
-  static constexpr const char* kNames[] = {"Embedding",
-                                           "EmbeddingGrad",
-                                           "PositionAdd",
-                                           "PositionGrad",
-                                           "Norm",
-                                           "NormGrad",
-                                           "Matmul",
-                                           "BiasAdd",
-                                           "BiasGrad",
-                                           "Activation",
-                                           "ActivationGrad",
-                                           "Add",
-                                           "Dropout",
-                                           "SplitQkv",
-                                           "MergeQkvGrad",
-                                           "Attention",
-                                           "AttentionGrad",
-                                           "Router",
-                                           "RouterGrad",
-                                           "Permute",
-                                           "PermuteGrad",
-                                           "Unpermute",
-                                           "UnpermuteGrad",
-                                           "SortByExpert",
-                                           "GroupedMatmul",
-                                           "GroupedMatmulWgrad",
-                                           "XentMax",
-                                           "XentSum",
-                                           "XentLoss",
-                                           "XentGrad",
-                                           "AllReduce",
-                                           "AllGather",
-                                           "ReduceScatter",
-                                           "AllToAllCounts",
-                                           "AllToAllV",
-                                           "SendRecv",
-                                           "Zero",
-                                           "Copy",
-                                           "Accumulate",
-                                           "SquaredNorm",
-                                           "AdamW",
-                                           "HostSync",
-                                           "Join"};
+  static constexpr const char* kNames[] = {"Embedding",     "EmbeddingGrad",  "PositionAdd",
+                                           "PositionGrad",  "Norm",           "NormGrad",
+                                           "Matmul",        "BiasAdd",        "BiasGrad",
+                                           "Activation",    "ActivationGrad", "Add",
+                                           "Dropout",       "SplitQkv",       "MergeQkvGrad",
+                                           "Attention",     "AttentionMerge", "AttentionGrad",
+                                           "Router",        "RouterGrad",     "Permute",
+                                           "PermuteGrad",   "Unpermute",      "UnpermuteGrad",
+                                           "SortByExpert",  "GroupedMatmul",  "GroupedMatmulWgrad",
+                                           "XentMax",       "XentSum",        "XentLoss",
+                                           "XentGrad",      "AllReduce",      "AllGather",
+                                           "ReduceScatter", "AllToAllCounts", "AllToAllV",
+                                           "RingShift",     "SendRecv",       "Zero",
+                                           "Copy",          "Accumulate",     "SquaredNorm",
+                                           "AdamW",         "HostSync",       "Join"};
   static_assert(std::size(kNames) == kOpKindCount);
   return kNames[static_cast<int>(kind)];
 }
@@ -67,6 +39,7 @@ bool is_communication(OpKind kind) {
     case OpKind::ReduceScatter:
     case OpKind::AllToAllCounts:
     case OpKind::AllToAllV:
+    case OpKind::RingShift:
     case OpKind::SendRecv: return true;
     default: return false;
   }

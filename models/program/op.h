@@ -43,8 +43,11 @@ enum class OpKind : std::uint8_t {
   SplitQkv,       // in qkv[T,(hq+2hk)*dh] (q | k | v), [positions: rope] out q[T,hq*dh], k[T,hk*dh], v[T,hk*dh]; rotate-half rope on q, k
   MergeQkvGrad,   // in dq, dk, dv, [positions: rope]        out dqkv, the transpose of SplitQkv
   Attention,      // in q[T,hq*dh], k[c*T,hk*dh], v          out o[T,hq*dh], lse f32[T,hq]; `batch` sequences; key rows are c = cp blocks in
-                  //   group order, each laid out like q; causality by global position (layout.h)
-  AttentionGrad,  // in do, q, k, v, o, lse                  out dq, dk[c*T,..], dv[c*T,..]
+                  //   group order, each laid out like q; causality by global position (layout.h). In a ring k and v are one block, of
+                  //   the rank `hop` places before this one; a row that sees none of its keys has o = 0, lse = -inf
+  AttentionMerge, // in o and lse of c disjoint sets of keys, o_0, lse_0, o_1, ..., each as of Attention; out o, lse over all of them
+  AttentionGrad,  // in do, q, k, v, o, lse                  out dq, dk like k, dv like v. In a ring o and lse are those of all keys, and
+                  //   dq is the share of this block
   // --- mixture of experts (E experts, El = E/ep of them here)
   Router,         // in logits f32[T,E]                      out probs f32[T,k], experts i32[T,k], softmax f32[T,E]; ties go to the lower expert;
                   //   renormalize: probs divided by their sum
@@ -71,6 +74,7 @@ enum class OpKind : std::uint8_t {
   AllToAllCounts, // in counts i32[E]                        out recv i32[C=ep,El]: how many rows each source sends for each local expert
   AllToAllV,      // in rows, counts i32[E], recv i32[C,El]  out: rows by (source, expert), at most `rows_bound`. reverse: from that layout
                   //   back to the sender's permuted order. A count over the bound is a typed failure or a drop (plan)
+  RingShift,      // in x, ...                               out y, ..., each what the rank before in the group has as x; the first's is the last's
   SendRecv,       // only in a P2pBatch: see program.h
   // --- optimizer and housekeeping
   Zero,           // out x = 0
@@ -139,9 +143,11 @@ struct OpAttributes {
   std::int64_t heads = 0, kv_heads = 0, head_dim = 0, window = 0, batch = 1;
   std::int64_t alibi_heads = 0;  // Attention*: heads of the layer on all tp ranks, which give the slopes; 0: no ALiBi
   std::int64_t cp = 1;           // Attention*: key blocks
-  double probability = 0;        // Dropout
-  std::uint32_t salt = 0;        // Dropout: site in the layer
-  std::int64_t layer = -1;       // Dropout: decoder layer counted from the chunk's first; -1: embedding
+  std::int64_t hop =
+      -1;  // Attention*: in a ring, how many places before this rank the block's owner is; -1: all blocks
+  double probability = 0;   // Dropout
+  std::uint32_t salt = 0;   // Dropout: site in the layer
+  std::int64_t layer = -1;  // Dropout: decoder layer counted from the chunk's first; -1: embedding
   std::int64_t top_k = 0, experts = 0, local_experts = 0;
   bool renormalize = false;
   bool reverse = false;                       // SortByExpert, AllToAllV

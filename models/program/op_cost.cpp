@@ -19,7 +19,8 @@ double attention_flops(const Op& op, const Tensor& q) {
   const OpAttributes& a = op.attr;
   const double local = static_cast<double>(q.shape.dims[0]) / static_cast<double>(a.batch);
   const double pairs = attended_pairs(local * static_cast<double>(a.cp), static_cast<double>(a.window));
-  return 4.0 * static_cast<double>(a.heads * a.head_dim * a.batch) * pairs / static_cast<double>(a.cp);
+  const double blocks = a.hop < 0 ? 1 : static_cast<double>(a.cp);  // of keys, in a ring: as even
+  return 4.0 * static_cast<double>(a.heads * a.head_dim * a.batch) * pairs / static_cast<double>(a.cp) / blocks;
 }
 
 }  // namespace
@@ -69,6 +70,7 @@ void set_cost(Op& op, const std::vector<Tensor>& tensors) {
     case OpKind::AllToAllV: op.payload_bytes = filled_bytes(op, at(op.in[0])); break;
     case OpKind::AllToAllCounts: op.payload_bytes = static_cast<double>(at(op.in[0]).bytes()); break;
     case OpKind::AllGather: op.payload_bytes = filled_bytes(op, at(op.out[0])); break;
+    case OpKind::RingShift: op.payload_bytes = op.bytes_read; break;
     default: break;
   }
   if (op.kind == OpKind::AllReduce && op.attr.in_place) {

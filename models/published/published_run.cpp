@@ -160,6 +160,8 @@ class RunReader {
     plan_.tp = row_.integer("tp").value_or(1);
     plan_.pp = row_.integer("pp").value_or(1);
     plan_.cp = row_.integer("cp").value_or(1);
+    // Megatron-Core's default, as Transformer Engine names it; torchtitan's is to gather (rotate_method "allgather").
+    if (plan_.cp > 1 && (is_nemo() || has(run_.framework, "Megatron"))) plan_.cp_comm_type = CpCommType::P2p;
     const std::int64_t gpus = run_.scenario.cluster.gpus();
     const std::int64_t shared = plan_.tp * plan_.pp * plan_.cp;
     if (shared <= 0 || gpus % shared != 0) return "tp*pp*cp does not divide the GPUs";

@@ -224,6 +224,8 @@ void read_plan(ObjectReader& from, ParallelPlan& plan) {
       .choice<std::string>("order", plan.order,
                            {{"tp-cp-ep-dp-pp", "tp-cp-ep-dp-pp"}, {"tp-cp-ep-pp-dp", "tp-cp-ep-pp-dp"}})
       .boolean("sequence_parallel", plan.sequence_parallel)
+      .choice<CpCommType>("cp_comm_type", plan.cp_comm_type,
+                          {{"all_gather", CpCommType::AllGather}, {"p2p", CpCommType::P2p}})
       .integer("zero_stage", plan.zero_stage, {0, 3})
       .integer("zero_shard_size", plan.zero_shard_size, {0, 10'000'000})
       .choice<std::optional<GradSync>>(

@@ -18,6 +18,13 @@ Axis axis(Value ParallelPlan::*field, std::initializer_list<Value> values) {
   return out;
 }
 
+std::function<void(ParallelPlan&)> context(std::int64_t cp, CpCommType type) {
+  return [=](ParallelPlan& plan) {
+    plan.cp = cp;
+    plan.cp_comm_type = type;
+  };
+}
+
 Axis pipelines() {
   const auto make = [](std::int64_t pp, std::int64_t virtual_stages) {
     return [=](ParallelPlan& plan) {
@@ -39,7 +46,7 @@ std::vector<Axis> axes(bool with_switches) {
   std::vector<Axis> out{
       axis(&ParallelPlan::tp, {1L, 2L}),
       axis(&ParallelPlan::sequence_parallel, {false, true}),
-      axis(&ParallelPlan::cp, {1L, 2L}),
+      {context(1, CpCommType::AllGather), context(2, CpCommType::AllGather), context(2, CpCommType::P2p)},
       axis(&ParallelPlan::ep, {1L, 2L, 4L}),
       pipelines(),
       axis(&ParallelPlan::dp, {1L, 2L, 4L}),
@@ -77,16 +84,25 @@ PlanSpace::PlanSpace(std::vector<ModelSpec> models, ParallelPlan base, std::int6
     : base_(std::move(base)), with_switches_(with_switches) {
   const std::vector<Axis> all_axes = axes(with_switches);
   Choices point(all_axes.size() + 1, 0);
-  while (true) {
-    const ParallelPlan plan = plan_of(point);
-    const bool idle = (plan.sequence_parallel && plan.tp == 1) ||
-                      (plan.zero_shard_size > 0 && plan.dp * plan.cp <= plan.zero_shard_size);
-    if (!idle && plan.ranks() <= max_ranks && validate(plan, models[point[0]], nullptr).empty())
-      points_.push_back(point);
-    std::size_t a = 0;
-    const auto count = [&](std::size_t i) { return i == 0 ? models.size() : all_axes[i - 1].size(); };
-    while (a < point.size() && ++point[a] == count(a)) point[a++] = 0;
-    if (a == point.size()) return;
+  // Axis by axis. A plan that is too large, or says one thing twice, has no valid ones behind it: axes that come later
+  // add no ranks that would take them away again.
+  const std::function<void(std::size_t, const ParallelPlan&)> choose = [&](std::size_t a, const ParallelPlan& so_far) {
+    if (so_far.ranks() > max_ranks || (so_far.sequence_parallel && so_far.tp == 1)) return;
+    if (a == all_axes.size()) {
+      const bool idle = so_far.zero_shard_size > 0 && so_far.dp * so_far.cp <= so_far.zero_shard_size;
+      if (!idle && validate(so_far, models[point[0]], nullptr).empty()) points_.push_back(point);
+      return;
+    }
+    for (std::size_t c = 0; c < all_axes[a].size(); ++c) {
+      ParallelPlan plan = so_far;
+      all_axes[a][c](plan);
+      point[a + 1] = static_cast<std::uint8_t>(c);
+      choose(a + 1, plan);
+    }
+  };
+  for (std::size_t m = 0; m < models.size(); ++m) {
+    point[0] = static_cast<std::uint8_t>(m);
+    choose(0, base_);
   }
 }
 

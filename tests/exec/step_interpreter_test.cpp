@@ -108,6 +108,10 @@ TEST_CASE("in float32, processes train as PyTorch does", "[exec]") {
     plan.zero_stage = 1;
   }
   SECTION("context parallel") { plan.cp = 2; }
+  SECTION("context parallel, around a ring") {
+    plan.cp = 4;
+    plan.cp_comm_type = CpCommType::P2p;
+  }
   const Weights golden = read_safetensors(golden_file(family));
   const Run got = train_in_processes(lower(tiny_model(family), plan), section(golden, "init."), golden.at("tokens"), 3);
   for (std::size_t step = 0; step < 3; ++step)

@@ -58,6 +58,10 @@ TEST_CASE("each rule of a plan says what is wrong and what to do", "[plan]") {
   SECTION("context axis") {
     says(refusal(llama, [](auto& p) { p.cp = 4, p.sequence_length = 12; }), {"$.cp = 4", "divisible by 2*cp"});
     says(refusal(gpt, [](auto& p) { p.sequence_length = 32; }), {"$.sequence_length = 32", "16 learned positions"});
+    ModelSpec windowed = llama;
+    windowed.sliding_window = 4;
+    says(refusal(windowed, [](auto& p) { p.cp = 2, p.cp_comm_type = CpCommType::P2p; }),
+         {"$.cp_comm_type = p2p", "sliding window"});
   }
   SECTION("expert axis") {
     says(refusal(llama, [](auto& p) { p.dp = 2, p.ep = 2; }), {"$.ep = 2", "experts"});
@@ -196,6 +200,7 @@ TEST_CASE("what validation accepts can be lowered, and is sound", "[plan]") {
     plan.fp32_gradients = coin();
     plan.overlap = {coin(), coin(), plan.virtual_stages > 1 || coin()};
     plan.bucket_bytes = pick({1, 4096, 1 << 20});
+    if (coin()) plan.cp_comm_type = CpCommType::P2p;
     if (model.moe && coin()) plan.moe.buffer_factor = 1.0 + random.uniform();
     plan.pipeline_scatter_gather = plan.tp > 1 && plan.pp > 1 && !plan.sequence_parallel && coin();
     if (!validate(model).empty() || !validate(plan, model, nullptr).empty()) continue;

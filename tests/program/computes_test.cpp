@@ -168,6 +168,17 @@ TEST_CASE("any plan trains as PyTorch does", "[program]") {
     plan.pipeline_scatter_gather = true;
     plan.recompute = RecomputeMode::Full;
   }
+  SECTION("keys and values around a ring of four") {
+    plan.cp = 4;
+    plan.cp_comm_type = CpCommType::P2p;
+    plan.recompute = GENERATE(RecomputeMode::None, RecomputeMode::Selective, RecomputeMode::Full);
+  }
+  SECTION("a ring beside tensor and pipeline parallelism") {
+    plan.tp = plan.cp = plan.pp = 2;
+    plan.cp_comm_type = CpCommType::P2p;
+    plan.recompute = RecomputeMode::Full;
+    plan.recompute_early_stop = false;
+  }
   SECTION("tensor-parallel sums after weight gradients") {
     plan.tp = 2;
     plan.sequence_parallel = GENERATE(false, true);

@@ -144,6 +144,10 @@ void sharded_optimizer(ParallelPlan& plan) { plan.dp = 2, plan.zero_stage = 1; }
 void sharded_parameters(ParallelPlan& plan) { plan.dp = 2, plan.zero_stage = 3; }
 void hybrid_sharding(ParallelPlan& plan) { plan.dp = 4, plan.zero_stage = 1, plan.zero_shard_size = 2; }
 void context_parallel(ParallelPlan& plan) { plan.cp = 2; }
+void ring(ParallelPlan& plan) {
+  plan.cp = 2;
+  plan.cp_comm_type = CpCommType::P2p;
+}
 void expert_parallel(ParallelPlan& plan) { plan.dp = plan.ep = 2; }
 void pipeline(ParallelPlan& plan) { plan.pp = 2; }
 void one_rank(ParallelPlan&) {}
@@ -191,6 +195,15 @@ std::vector<Bug> bugs() {
          change(p, OpKind::Attention, "attn.core", [](Op& op) { op.attr.cp = 1; });
          change(p, OpKind::AttentionGrad, "attn.core.grad", [](Op& op) { op.attr.cp = 1; });
        }},
+      {"ring attention takes a block for the one before it", Proof::SameLoss, F::Llama, ring,
+       [](StepProgram& p) {
+         change(p, OpKind::Attention, "attn.core1", [](Op& op) { op.attr.hop = 0; });
+         change(p, OpKind::AttentionGrad, "attn.core1.grad", [](Op& op) { op.attr.hop = 0; });
+       }},
+      {"queries forget what another rank's keys add to their gradient", Proof::SameLoss, F::Llama, ring,
+       [](StepProgram& p) { change(p, OpKind::Accumulate, ".q.grad.add", leave_out); }},
+      {"attention does not wait for the block that comes around", Proof::AnyOrder, F::Llama, ring,
+       [](StepProgram& p) { change(p, OpKind::Attention, "attn.core1", no_dependencies); }},
       {"experts receive each other's counts", Proof::Agreement, F::Mixtral, expert_parallel,
        [](StepProgram& p) { change(p, OpKind::AllToAllCounts, "dispatch.counts", keep_own); }},
       {"a tied embedding's two copies are not summed", Proof::Agreement, F::Gpt3, pipeline,

@@ -85,6 +85,7 @@ class Computation {
       case OpKind::SplitQkv: return split_qkv();
       case OpKind::MergeQkvGrad: return merge_qkv_grad();
       case OpKind::Attention: return attention();
+      case OpKind::AttentionMerge: return attention_merge();
       case OpKind::AttentionGrad: return attention_grad();
       case OpKind::Router: return router();
       case OpKind::RouterGrad: return router_grad();
@@ -104,6 +105,7 @@ class Computation {
       case OpKind::ReduceScatter:
       case OpKind::AllToAllCounts:
       case OpKind::AllToAllV:
+      case OpKind::RingShift:
       case OpKind::SendRecv: throw std::logic_error("communication is not one rank's");
       case OpKind::Zero: std::fill_n(out_[0].f(), out_[0].size(), 0.0); return;
       case OpKind::Copy: return copy();
@@ -330,10 +332,11 @@ class Computation {
         const Int position = context_position(a_.cp, cp_index(), length, t);
         keys.clear();
         for (Int block = 0; block < a_.cp; ++block) {
+          if (a_.hop >= 0 && block != (cp_index() - a_.hop + a_.cp) % a_.cp) continue;
           for (Int u = 0; u < local; ++u) {
             const Int key = context_position(a_.cp, block, length, u);
             if (key <= position && (a_.window == 0 || position - key < a_.window))
-              keys.push_back({block * rows + i * local + u, position - key});
+              keys.push_back({(a_.hop < 0 ? block * rows : 0) + i * local + u, position - key});
           }
         }
         visit(i * local + t, keys);
@@ -379,9 +382,24 @@ class Computation {
         for (std::size_t k = 0; k < keys.size(); ++k) {
           for (Int c = 0; c < dh; ++c) o[c] += scores[k] / sum * in_[2].f()[keys[k].row * kv + g * dh + c];
         }
-        out_[1].f()[row * a_.heads + h] = max + std::log(sum);
+        out_[1].f()[row * a_.heads + h] = keys.empty() ? max : max + std::log(sum);
       }
     });
+  }
+
+  void attention_merge() {
+    const Int dh = a_.head_dim;
+    for (Int at = 0; at < out_[1].size(); ++at) {  // a row's head
+      double max = -std::numeric_limits<double>::infinity(), sum = 0;
+      for (std::size_t p = 1; p < in_.size(); p += 2) max = std::max(max, in_[p].f()[at]);
+      for (std::size_t p = 1; p < in_.size(); p += 2) sum += std::exp(in_[p].f()[at] - max);
+      out_[1].f()[at] = max + std::log(sum);
+      for (Int c = 0; c < dh; ++c) {
+        double& o = out_[0].f()[at * dh + c] = 0;
+        for (std::size_t p = 0; p < in_.size(); p += 2)
+          o += std::exp(in_[p + 1].f()[at] - out_[1].f()[at]) * in_[p].f()[at * dh + c];
+      }
+    }
   }
 
   void attention_grad() {
@@ -744,6 +762,13 @@ void all_to_all_v(const Op& op, const std::vector<std::vector<View>>& in, const 
   }
 }
 
+void ring_shift(const std::vector<std::vector<View>>& in, const std::vector<std::vector<View>>& out) {
+  for (std::size_t r = 0; r < in.size(); ++r) {
+    const std::vector<View>& before = in[(r + in.size() - 1) % in.size()];
+    for (std::size_t i = 0; i < before.size(); ++i) std::copy_n(before[i].f(), before[i].size(), out[r][i].f());
+  }
+}
+
 }  // namespace
 
 void compute(const Op& op, const OpContext& context, const std::vector<View>& in, const std::vector<View>& out) {
@@ -757,6 +782,7 @@ void communicate(const Op& op, const std::vector<std::vector<View>>& in, const s
     case OpKind::ReduceScatter: return reduce_scatter(op, in, out);
     case OpKind::AllToAllCounts: return all_to_all_counts(in, out);
     case OpKind::AllToAllV: return all_to_all_v(op, in, out);
+    case OpKind::RingShift: return ring_shift(in, out);
     default: throw std::logic_error("not a collective");
   }
 }

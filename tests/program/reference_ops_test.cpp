@@ -444,6 +444,51 @@ TEST_CASE("attention over context ranks is attention over the whole sequence", "
   }
 }
 
+TEST_CASE("attention to one block after another, merged, is attention to all of them", "[program][ops]") {
+  OpAttributes attr = attention_attributes();
+  attr.alibi_heads = GENERATE(0, 4);
+  attr.softcap = GENERATE(0.0, 1.5);
+  attr.batch = 2;
+  ParallelPlan plan;
+  plan.cp = attr.cp = 3;
+  const std::int64_t rank = GENERATE(0, 1, 2), rows = 12;
+  Bench b(plan, rank);
+  const View q = b.random(Shape(rows, 16)), k = b.random(Shape(3 * rows, 8)), v = b.random(Shape(3 * rows, 8)),
+             o = b.poison(Shape(rows, 16)), lse = b.poison(Shape(rows, 4)), dout = b.random(Shape(rows, 16)),
+             dq = b.poison(Shape(rows, 16)), dk = b.poison(Shape(3 * rows, 8)), dv = b.poison(Shape(3 * rows, 8));
+  b.run(OpKind::Attention, attr, {q, k, v}, {o, lse});
+  b.run(OpKind::AttentionGrad, attr, {dout, q, k, v, o, lse}, {dq, dk, dv});
+
+  const auto block = [&](const View& of, std::int64_t owner) {
+    const View one = b.poison(Shape(rows, 8));
+    std::copy_n(of.f() + owner * rows * 8, rows * 8, one.f());
+    return one;
+  };
+  std::vector<View> parts;
+  std::vector<double> dq_sum(static_cast<std::size_t>(rows * 16), 0.0);
+  for (attr.hop = 0; attr.hop < 3; ++attr.hop) {
+    const std::int64_t owner = (rank - attr.hop + 3) % 3;
+    const View k1 = block(k, owner), v1 = block(v, owner), o1 = b.poison(Shape(rows, 16)),
+               lse1 = b.poison(Shape(rows, 4)), dq1 = b.poison(Shape(rows, 16)), dk1 = b.poison(Shape(rows, 8)),
+               dv1 = b.poison(Shape(rows, 8));
+    b.run(OpKind::Attention, attr, {q, k1, v1}, {o1, lse1});
+    parts.insert(parts.end(), {o1, lse1});
+    b.run(OpKind::AttentionGrad, attr, {dout, q, k1, v1, o, lse}, {dq1, dk1, dv1});
+    for (std::int64_t i = 0; i < rows * 16; ++i) dq_sum[static_cast<std::size_t>(i)] += dq1.f()[i];
+    for (std::int64_t i = 0; i < rows * 8; ++i) {
+      CHECK(dk1.f()[i] == Approx(dk.f()[owner * rows * 8 + i]).margin(1e-13));
+      CHECK(dv1.f()[i] == Approx(dv.f()[owner * rows * 8 + i]).margin(1e-13));
+    }
+  }
+  const View merged = b.poison(Shape(rows, 16)), merged_lse = b.poison(Shape(rows, 4));
+  b.run(OpKind::AttentionMerge, attr, parts, {merged, merged_lse});
+  for (std::int64_t i = 0; i < rows * 16; ++i) {
+    CHECK(merged.f()[i] == Approx(o.f()[i]).margin(1e-13));
+    CHECK(dq_sum[static_cast<std::size_t>(i)] == Approx(dq.f()[i]).margin(1e-13));
+  }
+  for (std::int64_t i = 0; i < rows * 4; ++i) CHECK(merged_lse.f()[i] == Approx(lse.f()[i]));
+}
+
 TEST_CASE("attention sees the past, a window of it, and shares keys among query heads", "[program][ops]") {
   OpAttributes attr = attention_attributes();
   attr.window = GENERATE(0, 1, 2);

@@ -74,6 +74,7 @@ ParallelPlan random_plan(const ModelSpec& model, RandomStream& random) {
   ParallelPlan plan = tiny_plan();
   plan.tp = pick({1, 2});
   plan.cp = pick({1, 2});
+  plan.cp_comm_type = model.sliding_window == 0 && random.below(2) == 0 ? CpCommType::P2p : CpCommType::AllGather;
   plan.pp = pick({1, 2, 4});
   plan.dp = pick({1, 2, 4});
   plan.ep = model.moe ? std::min(pick({1, 2, 4}), plan.cp * plan.dp) : 1;
@@ -102,11 +103,12 @@ ParallelPlan random_plan(const ModelSpec& model, RandomStream& random) {
 
 std::string describe(const ModelSpec& model, const ParallelPlan& plan) {
   return fmt::format(
-      "{} tp{} cp{} ep{} pp{} dp{} vp{} zero{} over {} sp{} micro{} batch{} recompute{} bucket{} overlap {}{}{}",
+      "{} tp{} cp{} ep{} pp{} dp{} vp{} zero{} over {} sp{} micro{} batch{} recompute{} bucket{} overlap {}{}{}{}",
       model.name, plan.tp, plan.cp, plan.ep, plan.pp, plan.dp, plan.virtual_stages, plan.zero_stage,
       plan.zero_shard_size, plan.sequence_parallel ? 1 : 0, plan.micro_batch, plan.global_batch,
       static_cast<int>(plan.recompute), plan.bucket_bytes, plan.overlap.grad_reduce ? "grads " : "",
-      plan.overlap.param_gather ? "params" : "", plan.pipeline_scatter_gather ? " scatter-gather" : "");
+      plan.overlap.param_gather ? "params" : "", plan.pipeline_scatter_gather ? " scatter-gather" : "",
+      plan.ring_attention() ? " ring" : "");
 }
 
 }  // namespace trainyard

@@ -85,6 +85,7 @@ void shard_in_blocks(const ModelSpec& model, ParallelPlan& plan, RandomStream& r
   hybrid.zero_shard_size = size;
   if (random.below(2) == 0 && validate(hybrid, model, nullptr).empty()) plan = hybrid;
   plan.pipeline_scatter_gather = plan.tp > 1 && plan.pp > 1 && !plan.sequence_parallel && random.below(2) == 0;
+  if (model.sliding_window == 0 && random.below(2) == 0) plan.cp_comm_type = CpCommType::P2p;
 }
 
 std::vector<InjectedFault> some_degradations(const ClusterSpec& cluster, const ParallelPlan& plan,
@@ -260,6 +261,26 @@ TEST_CASE("a stage boundary that ranks of tp send in blocks leaves the node once
   const double whole_s = simulated(lower(model, plan), cluster, {}).time_s;
   plan.pipeline_scatter_gather = true;
   CHECK(simulated(lower(model, plan), cluster, {}).time_s == Approx(whole_s / 4).epsilon(0.02));
+}
+
+TEST_CASE("of a ring of keys only what leaves a node crosses its NICs", "[sim]") {
+  // NICs so slow that only their bytes matter.
+  ClusterSpec cluster = node_of_four();
+  cluster.nic_bytes_per_s = 1e3;
+  ParallelPlan plan = tiny_plan();
+  plan.precision = Precision::Bf16;
+  plan.cp = 8;
+  plan.cp_comm_type = CpCommType::P2p;
+  const ModelSpec model = tiny_model(ModelFamily::Llama);
+  const auto step_s = [&](std::int64_t micro_batches) {
+    plan.global_batch = micro_batches;
+    return simulated(lower(model, plan), cluster, {}).time_s;
+  };
+  // One rank of four hands its block on to another node: forward all the way round but one hop, backward as well, and
+  // gradients all the way. Gradients of parameters are summed once, however many micro-batches there are.
+  const auto block = static_cast<double>(2 * 2 * plan.sequence_length / plan.cp * model.kv_size());
+  const double sent = static_cast<double>(model.num_hidden_layers) * (7 + 7 + 8) * block;
+  CHECK(step_s(3) - step_s(2) == Approx(sent / h100().nic_payload_rate(cluster.nic_bytes_per_s)).epsilon(0.01));
 }
 
 TEST_CASE("tensor-parallel sums hide behind weight gradients, where they may", "[sim]") {

@@ -28,6 +28,7 @@ void add_sim(CLI::App& app, Context& context);
 void add_calibrate(CLI::App& app, Context& context);
 void add_exchange(CLI::App& app, Context& context);
 void add_exec(CLI::App& app, Context& context);
+void add_fabric(CLI::App& app, Context& context);
 void add_run(CLI::App& app, Context& context);
 /// Into the command "plan".
 void add_plan_validate(CLI::App& plan, Context& context);

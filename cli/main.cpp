@@ -151,6 +151,7 @@ int run(int argc, char** argv) {
   add_plan(app, context);
   add_program(app, context);
   add_sim(app, context);
+  add_fabric(app, context);
   add_exec(app, context);
   add_run(app, context);
   add_calibrate(app, context);

@@ -175,6 +175,7 @@ class Conductor {
       }
     }
     down_since_.assign(fold_.links.size(), kNever);
+    carried_.assign(fold_.links.size(), 0);
   }
 
   std::int64_t nics() const {
@@ -293,7 +294,10 @@ class Conductor {
         network_.sleep_until(now_);
         Channel& channel = channels_[index(event.tag)];
         channel.flowing = true;
-        network_.start(channel.channel_class, channel.flow_bytes, channel.flow_rate, event.tag);
+        const auto flows = static_cast<double>(fold_.flows_per_channel);
+        network_.start(channel.channel_class, channel.flow_bytes / flows, channel.flow_rate / flows, event.tag);
+        for (const Crossing& crossing : fold_.channels[index(channel.channel_class)].crossings)
+          carried_[index(crossing.link_class)] += channel.flow_bytes / flows * static_cast<double>(crossing.weight);
         return watch_queue_pairs(event.tag);
       }
       case EventKind::LinkChange: network_.sleep_until(now_); return apply(link_changes_[index(event.tag)]);
@@ -721,6 +725,11 @@ class Conductor {
              std::tie(b.rank_class, b.stream, b.start_ns, b.end_ns, b.item, b.op);
     });
     result.slices = std::move(slices_);
+    for (std::size_t l = 0; l < fold_.links.size(); ++l) {
+      const LinkClass& link = fold_.links[l];
+      if (carried_[l] > 0)
+        result.links.push_back({link.representative, link.count, link.capacity_bytes_per_s, carried_[l]});
+    }
     result.link_classes = static_cast<std::int64_t>(fold_.links.size());
     result.channel_classes = static_cast<std::int64_t>(fold_.channels.size());
     result.flows = network_.started();
@@ -750,6 +759,7 @@ class Conductor {
   std::unordered_map<const Op*, double> kernel_cache_;
   std::vector<LinkChange> link_changes_;
   std::vector<double> down_since_;
+  std::vector<double> carried_;  // bytes, by link class
   std::vector<Slice> slices_;
   std::string error_;
   std::optional<Problem> problem_;

@@ -4,6 +4,7 @@
 #include <bit>
 #include <limits>
 #include <numeric>
+#include <tuple>
 #include <unordered_map>
 
 #include "models/base/check.h"
@@ -25,6 +26,15 @@ struct Member {
 struct Crossed {
   LinkId link;
   std::uint32_t weight;
+};
+
+// A NIC whose traffic crosses a tier link, with so many of a channel's flows.
+struct Through {
+  LinkId link, nic;
+  double flows;
+  bool operator<(const Through& other) const {
+    return std::tie(link, nic, flows) < std::tie(other.link, other.nic, other.flows);
+  }
 };
 
 // Every channel with its members and links, in flat arrays.
@@ -77,20 +87,24 @@ class StructureBuilder {
     }
   }
 
-  // A tier link carries at most what the NICs whose traffic crosses it can move. Where that fits, it never
-  // slows anyone and says nothing about symmetry.
+  // A tier link carries at most what the NICs whose traffic crosses it can move: of each the largest share that one of
+  // its channels sends that way. Where that fits, it never slows anyone and says nothing about symmetry.
   std::vector<double> tier_demand() {
     std::sort(through_.begin(), through_.end());
-    through_.erase(std::unique(through_.begin(), through_.end()), through_.end());
     std::vector<double> demand(platform_.links(), 0);
-    for (const auto& [link, nic] : through_) demand[index(link)] += platform_.capacity(nic);
+    const auto flows = static_cast<double>(platform_.flows_per_channel());
+    for (std::size_t i = 0; i < through_.size(); ++i) {
+      const Through& its = through_[i];
+      const bool most = i + 1 == through_.size() || through_[i + 1].link != its.link || through_[i + 1].nic != its.nic;
+      if (most) demand[index(its.link)] += platform_.capacity(its.nic) * std::min(1.0, its.flows / flows);
+    }
     return demand;
   }
 
   void drop_links_that_never_bind() {
     const std::vector<double> demand = tier_demand();
     const auto binds = [&](LinkId link) {
-      return platform_.is_nic(link) || demand[index(link)] > platform_.capacity(link);
+      return platform_.is_nic(link) || demand[index(link)] > platform_.capacity(link) * (1 + 1e-9);
     };
     std::size_t kept = 0, first = 0;
     for (std::size_t c = 0; c < out_.channels(); ++c) {
@@ -108,7 +122,10 @@ class StructureBuilder {
   void note(std::int64_t from, std::int64_t to, const std::vector<LinkId>& tier_links, std::size_t first) {
     for (std::size_t i = first; i < tier_links.size(); ++i) {
       const bool up = (i - first) % 2 == 0;  // uplinks and downlinks alternate
-      through_.emplace_back(tier_links[i], up ? platform_.nic_out(from) : platform_.nic_in(to));
+      const auto flows =
+          std::count(tier_links.begin() + static_cast<std::ptrdiff_t>(first), tier_links.end(), tier_links[i]);
+      through_.push_back(
+          {tier_links[i], up ? platform_.nic_out(from) : platform_.nic_in(to), static_cast<double>(flows)});
     }
   }
 
@@ -143,11 +160,13 @@ class StructureBuilder {
 
   // Both directions of the i-th member's NIC. The members of the channel are the last that were added.
   void cross_nics(const std::vector<std::int64_t>& members, std::size_t i, std::int64_t weight) {
-    cross(platform_.nic_out(members[i]), weight);
-    cross(platform_.nic_in(members[i]), weight);
+    cross_nic(platform_.nic_out(members[i]), weight);
+    cross_nic(platform_.nic_in(members[i]), weight);
     out_.members[out_.members.size() - members.size() + i].nic_weight = static_cast<std::uint32_t>(weight);
   }
 
+  // All of a channel's flows go through a NIC.
+  void cross_nic(LinkId nic, std::int64_t weight) { cross(nic, weight * platform_.flows_per_channel()); }
   void cross(LinkId link, std::int64_t weight) { out_.links.push_back({link, static_cast<std::uint32_t>(weight)}); }
 
   // Rings visit nodes in group order, one ring through each NIC of the group on a node: every member's NIC is crossed
@@ -184,8 +203,8 @@ class StructureBuilder {
       const std::size_t next = (i + 1) % members.size();
       const std::int64_t from = members[i], to = members[next];
       if (platform_.same_node(from, to)) continue;
-      cross(platform_.nic_out(from), 1);
-      cross(platform_.nic_in(to), 1);
+      cross_nic(platform_.nic_out(from), 1);
+      cross_nic(platform_.nic_in(to), 1);
       Member* of_channel = &out_.members[out_.members.size() - members.size()];
       of_channel[i].nic_weight |= 1;
       of_channel[next].nic_weight |= 2;
@@ -215,18 +234,33 @@ class StructureBuilder {
     };
     for (std::size_t i = 0; i < members.size(); ++i)
       cross_nics(members, i, outside([&](std::int64_t m) { return platform_.node_of(m); }, members[i]));
+    if (platform_.hashed()) return cross_hashed_pairs(members);
     std::vector<LinkId> tier_links;
     for (std::size_t tier = 0; tier < platform_.limiting_tiers(); ++tier) {
       for (const std::int64_t member : members) {
         const auto peers = outside([&](std::int64_t m) { return platform_.tier_group(tier, m); }, member);
         if (peers > 0) {
-          through_.emplace_back(platform_.tier_up(tier, member), platform_.nic_out(member));
-          through_.emplace_back(platform_.tier_down(tier, member), platform_.nic_in(member));
+          through_.push_back({platform_.tier_up(tier, member), platform_.nic_out(member), 1});
+          through_.push_back({platform_.tier_down(tier, member), platform_.nic_in(member), 1});
         }
         for (std::int64_t i = 0; i < peers; ++i) {
           tier_links.push_back(platform_.tier_up(tier, member));
           tier_links.push_back(platform_.tier_down(tier, member));
         }
+      }
+    }
+    add_counted(tier_links);
+  }
+
+  // Each pair's flows go where their hashes say.
+  void cross_hashed_pairs(const std::vector<std::int64_t>& members) {
+    std::vector<LinkId> tier_links;
+    for (const std::int64_t from : members) {
+      for (const std::int64_t to : members) {
+        if (platform_.same_node(from, to)) continue;
+        const std::size_t first = tier_links.size();
+        platform_.append_tier_links(from, to, tier_links);
+        note(from, to, tier_links, first);
       }
     }
     add_counted(tier_links);
@@ -245,12 +279,12 @@ class StructureBuilder {
       out_.members.push_back({static_cast<std::int32_t>(rank), 1, inside ? 0U : 1U});
       out_.members.push_back({static_cast<std::int32_t>(target), 2, inside ? 0U : 1U});
       if (!inside) {
-        cross(platform_.nic_out(rank), 1);
-        cross(platform_.nic_in(target), 1);
+        cross_nic(platform_.nic_out(rank), 1);
+        cross_nic(platform_.nic_in(target), 1);
         tier_links.clear();
         platform_.append_tier_links(rank, target, tier_links);
         note(rank, target, tier_links, 0);
-        for (const LinkId link : tier_links) cross(link, 1);
+        add_counted(tier_links);
       }
       out_.close(s, inside ? 1 : 2);
     }
@@ -261,7 +295,7 @@ class StructureBuilder {
   const Platform& platform_;
   const std::vector<ChannelSort>& sorts_;
   Structure out_;
-  std::vector<std::pair<LinkId, LinkId>> through_;  // (tier link, NIC whose traffic crosses it)
+  std::vector<Through> through_;
 };
 
 std::uint64_t hash_double(double x) { return mix64(std::bit_cast<std::uint64_t>(x)); }
@@ -552,6 +586,7 @@ Fold fold(const ParallelPlan& plan, const Platform& platform, const std::vector<
   Fold out =
       Quotient(plan, platform, structure, sorts).build(refinement.ranks(), refinement.links(), refinement.channels());
   out.rounds = rounds;
+  out.flows_per_channel = platform.flows_per_channel();
   return out;
 }
 

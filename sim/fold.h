@@ -69,6 +69,8 @@ struct Fold {
   std::vector<LinkClass> links;
   std::vector<std::int32_t> rank_class_of;  // by rank
   int rounds = 0;                           // of refinement
+  /// Weights count flows: those of a channel share what it carries evenly.
+  std::int64_t flows_per_channel = 1;
 };
 
 /// Which sorts of channels a program uses, over the ranks of a plan.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "models/spec/cluster_spec.h"
@@ -14,9 +15,10 @@ using LinkId = std::int32_t;
 /// Ranks fill nodes in order: rank r is GPU r % gpus_per_node of node r / gpus_per_node, save where nodes have been
 /// moved, or spares stand among them: then that number is a position in the job, and its place another.
 ///
-/// Links have one direction. NIC links come first (out and in of every NIC), then an uplink and a downlink for every
-/// switch group of every tier that can be a bottleneck. A tier whose uplinks carry all that the NICs below can
-/// send never is one, so it has no links at all.
+/// Links have one direction. NIC links come first (out and in of every NIC), then uplinks and downlinks of every switch
+/// group of every tier that can be a bottleneck. Under adaptive routing a group's uplinks are one link, and a tier
+/// whose uplinks carry all that the NICs below can send never is a bottleneck, so it has none at all. Under ECMP each
+/// is a link of its own: a flow crosses the one that a hash of its ends picks, down from where that one leads.
 class Platform {
  public:
   /// `payload_rate`: bytes/s of payload that a NIC moves in one direction.
@@ -38,14 +40,24 @@ class Platform {
     return place_.empty() ? position : place_[static_cast<std::size_t>(position)];
   }
 
-  /// Tier links, without the NICs, that a flow from rank a to rank b on another node crosses.
+  /// Tier links, without the NICs, that each flow from rank a to rank b on another node crosses, up and down in turn; a
+  /// link once for each flow that crosses it.
   void append_tier_links(std::int64_t a, std::int64_t b, std::vector<LinkId>& out) const;
+  /// That a channel between two NICs is split into.
+  [[nodiscard]] std::int64_t flows_per_channel() const { return hashed_ ? cluster_.flows_per_channel : 1; }
+  [[nodiscard]] bool hashed() const { return hashed_; }
   /// How many of `ranks` members of a group lie outside the tier group of `rank`, for each tier that has links,
   /// together with the links of that tier group: see AllToAll in fold.cpp.
   [[nodiscard]] std::size_t limiting_tiers() const { return tiers_.size(); }
   [[nodiscard]] std::int64_t tier_group(std::size_t tier, std::int64_t rank) const;
+  /// Of the tier's parallel uplinks the first, which is the only one under adaptive routing.
   [[nodiscard]] LinkId tier_up(std::size_t tier, std::int64_t rank) const;
   [[nodiscard]] LinkId tier_down(std::size_t tier, std::int64_t rank) const { return tier_up(tier, rank) + 1; }
+
+  /// What a link is called: "NIC 3 of node 12, out", "uplink 7 of leaf 4, rail 2".
+  [[nodiscard]] std::string name_of(LinkId link) const;
+  /// Its tier, from the leaf up; -1: a NIC.
+  [[nodiscard]] int tier_of(LinkId link) const;
 
   [[nodiscard]] std::size_t links() const { return capacity_.size(); }
   /// Payload bytes/s of a healthy link.
@@ -53,17 +65,25 @@ class Platform {
 
  private:
   struct Tier {
+    std::string name;
+    int index = 0;  // in ClusterSpec::tiers
     std::int64_t nodes_per_group = 0;
-    std::int64_t rails = 1;  // groups are split by rail
+    std::int64_t rails = 1;    // groups are split by rail
+    std::int64_t uplinks = 1;  // of a group, to choose among
     LinkId first_link = 0;
   };
 
   [[nodiscard]] std::int64_t place_of(std::int64_t rank) const { return place_of_position(node_of(rank)); }
+  /// A NIC by where its node stands: what an address is to a hash.
+  [[nodiscard]] std::int64_t nic_place(std::int64_t rank) const {
+    return place_of(rank) * cluster_.nics_per_node + gpu_of(rank) * cluster_.nics_per_node / cluster_.gpus_per_node;
+  }
   [[nodiscard]] std::int64_t nic_of(std::int64_t rank) const {
     return node_of(rank) * cluster_.nics_per_node + gpu_of(rank) * cluster_.nics_per_node / cluster_.gpus_per_node;
   }
 
   ClusterSpec cluster_;
+  bool hashed_ = false;
   std::vector<std::int64_t> place_;  // by position, if any is not at home where its number says
   LinkId nic_links_ = 0;
   std::vector<Tier> tiers_;

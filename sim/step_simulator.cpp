@@ -11,6 +11,7 @@
 #include <fmt/format.h>
 
 #include "models/base/check.h"
+#include "models/base/units.h"
 #include "sim/child_process.h"
 #include "sim/conductor.h"
 #include "sim/fold.h"
@@ -28,6 +29,22 @@ const char* to_string(StepPart part) {
 
 namespace {
 
+/// Ops that all classes together go through.
+std::int64_t ops_of(const StepProgram& program, const Fold& folded) {
+  std::vector<std::int64_t> by_stage;
+  for (const StageProgram& stage : program.stages) {
+    std::int64_t ops = 0;
+    for (const Item& item : stage.items) ops += item.block < 0 ? 1 : std::ssize(program.block(item).ops);
+    by_stage.push_back(ops);
+  }
+  std::int64_t ops = 0;
+  for (const RankClass& rank : folded.ranks) ops += by_stage[static_cast<std::size_t>(rank.stage)];
+  return ops;
+}
+
+// Each op of a class takes about 30 bytes.
+constexpr std::int64_t kMaxOps = 200'000'000;
+
 /// In the calling process, which must not have used SimGrid before.
 Result<StepResult> simulate_here(const StepProgram& program, const ClusterSpec& cluster, const CostModel& cost,
                                  const StepOptions& options, const std::vector<double>& contention) {
@@ -38,6 +55,16 @@ Result<StepResult> simulate_here(const StepProgram& program, const ClusterSpec& 
   const Platform platform(cluster, program.plan.ranks(), cost.nic_payload_rate(cluster.nic_bytes_per_s), options.moved,
                           options.spares_among);
   const Fold folded = fold(program.plan, platform, options.degradations, options.unfold);
+  if (const std::int64_t ops = ops_of(program, folded); ops > kMaxOps) {
+    Problem problem;
+    problem.rule = fmt::format("{} ranks have {} different timelines, {} ops in all; the limit is {}",
+                               format_count(program.plan.ranks()), format_count(std::ssize(folded.ranks)),
+                               format_count(ops), format_count(kMaxOps));
+    problem.fix = platform.hashed() ? "hashed flows make ranks unlike: use fewer GPUs, or \"routing\": \"adaptive\""
+                                    : "use fewer GPUs, or fewer degradations at once";
+    problem.kind = ProblemKind::Infeasible;
+    return problem;
+  }
   const double fold_wall_s = seconds();
   Result<StepResult> result = conduct(program, cluster, cost, options, folded, contention);
   if (!result) return result;
@@ -170,6 +197,7 @@ std::vector<std::uint8_t> to_bytes(const StepResult& step) {
   numbers(step, [&](const auto& value) { put(out, value); });
   put_text(out, step.communicator_error);
   put_list(out, step.classes);
+  put_list(out, step.links);
   put_list(out, step.slices);
   return out;
 }
@@ -180,6 +208,7 @@ std::optional<StepResult> step_result_from(const std::vector<std::uint8_t>& byte
   numbers(step, [&](auto& value) { reader.get(value); });
   step.communicator_error = reader.text();
   reader.get_list(step.classes);
+  reader.get_list(step.links);
   reader.get_list(step.slices);
   if (!reader.complete()) return std::nullopt;
   return step;

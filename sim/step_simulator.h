@@ -64,6 +64,14 @@ struct StepClass {
   std::array<double, kStepPartCount> part_s{};
 };
 
+/// Links that carry alike.
+struct StepLink {
+  std::int32_t representative = 0;  // a LinkId of the platform
+  std::int64_t count = 0;
+  double capacity_bytes_per_s = 0;  // of one of them, healthy
+  double bytes = 0;                 // that one of them carried
+};
+
 struct Slice {
   std::int32_t rank_class = 0;
   Stream stream = Stream::Compute;
@@ -81,7 +89,8 @@ struct StepResult {
   /// How many times as long kernels took for the collectives beside them, averaged over ranks.
   double contention = 1;
   std::vector<StepClass> classes;
-  std::vector<Slice> slices;  // with options.timeline, by class, stream and start
+  std::vector<StepLink> links;  // that anything crossed and that could have slowed it
+  std::vector<Slice> slices;    // with options.timeline, by class, stream and start
 
   std::int64_t link_classes = 0, channel_classes = 0;
   std::int64_t flows = 0;   // SimGrid activities

@@ -62,7 +62,7 @@ StepStates::StepStates(const ParallelPlan& plan, const ClusterSpec& cluster, dou
   const Platform platform(cluster, plan.ranks(), payload_rate);
   tiers_matter_ = platform.limiting_tiers() > 0;
   const double headroom = tier_headroom(plan, platform);
-  if (headroom < 0) return;
+  if (headroom < 0 || platform.hashed()) return;  // who stands elsewhere is hashed to other links
   // A node away from home brings its own traffic to a tier link, and at worst that of all whom it talks to: two
   // neighbours for each sort of channel, and those who hold its experts.
   const auto peers = 2 * static_cast<double>(channel_sorts(plan).size()) + static_cast<double>(plan.ep);

@@ -16,6 +16,15 @@ struct FabricTier {
   std::int64_t nodes_per_group = 0;  // nodes below one switch group of this tier
   /// Bandwidth below the tier over bandwidth above it; 1: non-blocking.
   double oversubscription = 1;
+  /// Parallel links from one switch group up, which share its bandwidth evenly; 0: as many as make each of them as fast
+  /// as a NIC. Tells only under Routing::Ecmp.
+  std::int64_t uplinks = 0;
+};
+
+/// How a fabric spreads what leaves a switch over its uplinks.
+enum class Routing : std::uint8_t {
+  Adaptive,  // packet by packet over all of them (InfiniBand's adaptive routing, Spectrum-X)
+  Ecmp,      // each flow over one, which a hash of its ends picks: some get several, some none
 };
 
 struct StorageSpec {
@@ -38,6 +47,12 @@ struct ClusterSpec {
   double nic_bytes_per_s = 0;
   /// GPU i of every node hangs, through NIC i, off leaf switches of rail i.
   bool rail_optimized = true;
+  Routing routing = Routing::Adaptive;
+  /// Flows of the fabric that a channel between two NICs is split into: its queue pairs (NCCL_IB_QPS_PER_CONNECTION
+  /// with NCCL_IB_SPLIT_DATA_ON_QPS=1). Each is hashed for itself, and they share what is sent evenly.
+  std::int64_t flows_per_channel = 1;
+  /// What the hashes start from: another number, other collisions.
+  std::int64_t ecmp_seed = 0;
   /// From the leaf up; empty: one flat non-blocking switch.
   std::vector<FabricTier> tiers;
   StorageSpec storage;

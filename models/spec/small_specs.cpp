@@ -20,6 +20,10 @@ Problems validate(const ClusterSpec& cluster, const std::string& path) {
   for (std::size_t i = 0; i < cluster.tiers.size(); ++i)
     rule.expect(cluster.tiers[i].nodes_per_group >= 1, fmt::format("tiers[{}].nodes_per_group", i),
                 std::to_string(cluster.tiers[i].nodes_per_group), "must be at least 1", "give a positive count");
+  rule.expect(cluster.routing == Routing::Ecmp || cluster.flows_per_channel == 1, "flows_per_channel",
+              std::to_string(cluster.flows_per_channel),
+              "means something only where flows are hashed: adaptive routing spreads their packets",
+              "remove it, or set \"routing\": \"ecmp\"");
   rule.expect(is_profile_name(cluster.hardware), "hardware", cluster.hardware,
               "must be the name of a profile, not a path", "use one of scenarios/profiles/<name>.json");
   if (!rule.ok()) return rule.take();

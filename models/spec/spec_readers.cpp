@@ -81,13 +81,17 @@ void read_cluster(ObjectReader& from, ClusterSpec& cluster) {
       .integer("nics_per_node", cluster.nics_per_node, {1, 1024})
       .number("nic_bytes_per_s", cluster.nic_bytes_per_s, {1, 1e15})
       .boolean("rail_optimized", cluster.rail_optimized)
+      .choice<Routing>("routing", cluster.routing, {{"adaptive", Routing::Adaptive}, {"ecmp", Routing::Ecmp}})
+      .integer("flows_per_channel", cluster.flows_per_channel, {1, 256})
+      .integer("ecmp_seed", cluster.ecmp_seed)
       .objects("tiers",
                [&](ObjectReader& entry) {
                  FabricTier tier;
                  entry.require({"name", "nodes_per_group"});
                  entry.text("name", tier.name)
                      .integer("nodes_per_group", tier.nodes_per_group, {1, 10'000'000})
-                     .number("oversubscription", tier.oversubscription, {1, 1000});
+                     .number("oversubscription", tier.oversubscription, {1, 1000})
+                     .integer("uplinks", tier.uplinks, {0, 1'000'000});
                  cluster.tiers.push_back(tier);
                })
       .object("storage", [&](ObjectReader& storage) {

@@ -395,6 +395,40 @@ TEST_CASE("programs are shown and proved", "[cli]") {
   }
 }
 
+TEST_CASE("the fabric of a scenario says what it carries, and who crosses what", "[cli]") {
+  const Yard yard;
+  const Outcome outcome = yard.run("fabric show scenarios/01-grok1-100k-week.json --json");
+  REQUIRE(outcome.code == 0);
+  const auto report = nlohmann::json::parse(outcome.out);
+  // Four halls of 3,125 nodes of eight NICs of 50 GB/s, 2:1 between halls: two halls against two.
+  CHECK(report["bisection_bytes_per_s"].get<double>() == Approx(2 * 3125 * 8 * 50e9 / 2));
+  for (const auto& axis : report["axes"]) {
+    INFO(axis.dump());
+    double shares = 0;
+    for (const auto& [place, share] : axis["meets_in"].items()) shares += share.get<double>();
+    CHECK(shares == Approx(1));
+    if (axis["axis"] == "tp") CHECK(axis["meets_in"]["node"] == 1);
+    if (axis["axis"] == "pp") CHECK(axis["meets_in"]["node"] == 0);  // stages are halls apart
+  }
+  REQUIRE(!report["links"].empty());
+  for (const auto& link : report["links"]) CHECK((link["busy"] > 0 && link["busy"] <= 1));
+  const Outcome told = yard.run("fabric show scenarios/01-grok1-100k-week.json");
+  CHECK(told.out.find("uplinks of hall 0") != std::string::npos);
+}
+
+TEST_CASE("a cluster says how flows are spread, where that means something", "[cli]") {
+  const Yard yard;
+  const std::string shipped = std::string(TRAINYARD_SOURCE_DIR) + "/scenarios/";
+  const Outcome refused =
+      yard.run("fabric show " + yard.file("flows.json", R"({"schema": 1, "name": "flows", "model": ")" + shipped +
+                                                            R"(models/grok-1.json", "plan": ")" + shipped +
+                                                            R"(plans/grok1-dgxc-512.json",
+                "cluster": {"name": "c", "hardware": "h100-sxm", "nodes": 64, "nic_bytes_per_s": 50e9, "flows_per_channel": 4}})"));
+  CHECK(refused.code == 2);
+  CHECK(refused.err.find("flows_per_channel = 4") != std::string::npos);
+  CHECK(refused.err.find("ecmp") != std::string::npos);
+}
+
 TEST_CASE("plans and reports say over how many ranks a copy is sharded", "[cli]") {
   const Yard yard;
   const auto job = [&](const std::string& keys) {

@@ -2,6 +2,7 @@
 #include <catch2/catch.hpp>
 
 #include <cmath>
+#include <map>
 
 #include "models/base/random.h"
 #include "models/spec/node_places.h"
@@ -125,6 +126,30 @@ StepResult simulated(const StepProgram& program, const ClusterSpec& cluster, con
   return result.value();
 }
 
+// A fabric that hashes, in every other case.
+void hash_flows(ClusterSpec& cluster, RandomStream& random) {
+  if (random.below(2) == 0) return;
+  cluster.routing = Routing::Ecmp;
+  cluster.flows_per_channel = std::int64_t{1} << random.below(3);
+  cluster.ecmp_seed = static_cast<std::int64_t>(random.below(1000));
+  for (FabricTier& tier : cluster.tiers) tier.uplinks = static_cast<std::int64_t>(random.below(4));
+}
+
+// What crossed the links of each tier, NICs out, NICs in; bytes of all of them. No link moves more than it can.
+std::map<int, double> carried_by_tier(const StepProgram& program, const ClusterSpec& cluster,
+                                      const StepOptions& options, const StepResult& result) {
+  const Platform platform(cluster, program.plan.ranks(), h100().nic_payload_rate(cluster.nic_bytes_per_s),
+                          options.moved, options.spares_among);
+  std::map<int, double> bytes;
+  for (const StepLink& link : result.links) {
+    INFO(platform.name_of(link.representative));
+    if (result.communicator_error.empty()) CHECK(link.bytes <= link.capacity_bytes_per_s * result.time_s * (1 + 1e-6));
+    const int tier = platform.tier_of(link.representative);
+    bytes[tier >= 0 ? tier : -1 - link.representative % 2] += link.bytes * static_cast<double>(link.count);
+  }
+  return bytes;
+}
+
 // When each rank ends, and its busy time, by rank.
 std::vector<std::pair<double, double>> by_rank(const StepProgram& program, const ClusterSpec& cluster,
                                                const StepOptions& options, const StepResult& result) {
@@ -142,12 +167,13 @@ std::vector<std::pair<double, double>> by_rank(const StepProgram& program, const
 }  // namespace
 
 TEST_CASE("folding and merging change nothing", "[sim]") {
-  RandomStream random(17, "fold"), placing(17, "places"), sharding(17, "shards");
+  RandomStream random(17, "fold"), placing(17, "places"), sharding(17, "shards"), routing(17, "routing");
   std::size_t folded_classes = 0, ranks = 0;
   for (int i = 0; i < (testing::kSanitized ? 60 : 200); ++i) {
     ModelSpec model = tiny_model(static_cast<ModelFamily>(random.below(4)));
     model.num_hidden_layers = 8;
-    const ClusterSpec cluster = small_cluster(random);
+    ClusterSpec cluster = small_cluster(random);
+    hash_flows(cluster, routing);
     ParallelPlan plan = small_plan(model, random);
     shard_in_blocks(model, plan, sharding);
     const StepProgram program = lower(model, plan);
@@ -188,6 +214,11 @@ TEST_CASE("folding and merging change nothing", "[sim]") {
       INFO("rank " << r << " busy " << a[r].second << " " << b[r].second << " ends " << a[r].first);
       CHECK(std::fabs(a[r].second - b[r].second) <= tolerance);
     }
+    auto carried = carried_by_tier(program, cluster, options, folded);
+    const auto by_each = carried_by_tier(program, cluster, unfolded, whole);
+    REQUIRE(carried.size() == by_each.size());
+    for (const auto& [tier, bytes] : by_each) CHECK(carried[tier] == Approx(bytes).epsilon(1e-9));
+    CHECK(carried[-1] == Approx(carried[-2]).epsilon(1e-9));  // what is sent is received
     double parts = 0;
     for (const double part : folded.part_s) parts += part;
     REQUIRE(parts == Approx(folded.time_s).epsilon(1e-9));
@@ -261,6 +292,37 @@ TEST_CASE("a stage boundary that ranks of tp send in blocks leaves the node once
   const double whole_s = simulated(lower(model, plan), cluster, {}).time_s;
   plan.pipeline_scatter_gather = true;
   CHECK(simulated(lower(model, plan), cluster, {}).time_s == Approx(whole_s / 4).epsilon(0.02));
+}
+
+TEST_CASE("flows that are hashed collide, less so the more there are", "[sim]") {
+  // Two stages below leaf switches of their own, 32 nodes each: every NIC sends to one of the other leaf, over 32
+  // spines.
+  ClusterSpec cluster = node_of_four();
+  cluster.nodes = 64;
+  cluster.gpus_per_node = cluster.nics_per_node = 1;
+  cluster.nic_bytes_per_s = 1e4;  // so slow that only its bytes matter
+  cluster.tiers = {{"leaf", 32, 1.0}};
+  ParallelPlan plan = tiny_plan();
+  plan.precision = Precision::Bf16;
+  plan.pp = 2;
+  plan.dp = 32;
+  plan.zero_stage = 0;
+  plan.global_batch = 32;
+  const StepProgram program = lower(tiny_model(ModelFamily::Llama), plan);
+  const double smooth_s = simulated(program, cluster, {}).time_s;
+  cluster.routing = Routing::Ecmp;
+  const auto mean_share = [&](std::int64_t flows) {
+    double sum = 0;
+    cluster.flows_per_channel = flows;
+    for (cluster.ecmp_seed = 0; cluster.ecmp_seed < 10; ++cluster.ecmp_seed)
+      sum += smooth_s / simulated(program, cluster, {}).time_s / 10;
+    return sum;
+  };
+  const double of_one = mean_share(1), of_four = mean_share(4), of_sixteen = mean_share(16);
+  INFO(of_one << " " << of_four << " " << of_sixteen);
+  CHECK(of_one < of_four);
+  CHECK(of_four < of_sixteen);
+  CHECK(of_sixteen < 1);
 }
 
 TEST_CASE("of a ring of keys only what leaves a node crosses its NICs", "[sim]") {

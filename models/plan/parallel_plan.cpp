@@ -178,8 +178,6 @@ class PlanRules {
                  "set both \"schedule\": \"interleaved\" and virtual_stages");
     rule_.expect(!interleaved || plan_.pp > 1, "schedule", "interleaved", "needs pp above 1", "use 1f1b");
     scatter_gather();
-    rule_.expect(!interleaved || plan_.overlap.p2p, "overlap.p2p", "false",
-                 "sends of an interleaved pipeline always overlap here", "set it to true");
     rule_.expect(!interleaved || plan_.global_batch % (plan_.dp * plan_.micro_batch) != 0 ||
                      plan_.micro_batches() % plan_.pp == 0,
                  "virtual_stages", text(plan_.virtual_stages),

@@ -114,6 +114,7 @@ class StageBuilder {
   StageProgram build(const std::vector<std::int64_t>& layers) {
     make_chunks(layers);
     slots_ = pipeline_schedule(plan_, out_.stage);
+    warmup_ = warmup_slots(plan_, out_.stage);
     make_persistent_frames();
     begin_step();
     run_schedule();
@@ -293,7 +294,7 @@ class StageBuilder {
 
   void run_schedule() {
     boundaries_.resize(static_cast<std::size_t>(plan_.virtual_stages * plan_.micro_batches()));
-    const bool lockstep = plan_.schedule == PipelineSchedule::OneFOneB;
+    const bool lockstep = plan_.schedule == PipelineSchedule::OneFOneB || !plan_.overlap.p2p;
     const auto count = static_cast<std::int64_t>(slots_.size());
     if (lockstep && receives(slots_[0])) batch_wait_ = post(Stream::Pp, {receive(0, -1)}, start_waits());
     for (std::int64_t k = 0; k < count; ++k) {
@@ -322,19 +323,31 @@ class StageBuilder {
     return move;
   }
 
-  // 1F1B without overlap: one atomic batch between slots, which sends what slot k made and receives what
-  // slot k+1 needs; the next slot waits for it.
+  // Without overlap, as 1F1B always is: atomic batches, each of which sends what was made since the last one, and
+  // receives what is needed until the next; the next slot waits for it.
   void exchange(std::int64_t k, std::int32_t item) {
+    if (first_of_pair(k)) return;
     std::vector<Transfer> moves;
-    if (sends(slots_[static_cast<std::size_t>(k)])) {
-      const Transfer move = transfer(slots_[static_cast<std::size_t>(k)], false);
-      hold(move.frame, 2 * k, 2 * k + 1);
+    for (std::int64_t made = k > 0 && first_of_pair(k - 1) ? k - 1 : k; made <= k; ++made) {
+      if (!sends(slots_[static_cast<std::size_t>(made)])) continue;
+      const Transfer move = transfer(slots_[static_cast<std::size_t>(made)], false);
+      hold(move.frame, 2 * made, 2 * k + 1);
       moves.push_back(move);
     }
-    if (k + 1 < static_cast<std::int64_t>(slots_.size()) && receives(slots_[static_cast<std::size_t>(k + 1)])) {
-      moves.push_back(receive(k + 1, 2 * k + 1));
+    const std::int64_t end = std::min(k + (first_of_pair(k + 1) ? 3 : 2), std::ssize(slots_));
+    for (std::int64_t next = k + 1; next < end; ++next) {
+      if (receives(slots_[static_cast<std::size_t>(next)])) moves.push_back(receive(next, 2 * k + 1));
     }
     batch_wait_ = moves.empty() ? -1 : post(Stream::Pp, std::move(moves), {{item, last_compute_.op}});
+  }
+
+  // A forward slot that is followed by a backward one without an exchange between them. An interleaved stage is two
+  // slots ahead of the next: were it to wait for a gradient after each forward slot, that would wait for it in turn
+  // (Megatron's send_forward_backward_recv_forward_backward).
+  bool first_of_pair(std::int64_t k) const {
+    if (plan_.virtual_stages == 1 || k < warmup_) return false;
+    const std::int64_t pairs = std::ssize(slots_) / 2 - warmup_;
+    return k < warmup_ + 2 * pairs && (k - warmup_) % 2 == 0;
   }
 
   // Interleaved: receives are posted one slot ahead, sends are waited for two slots of their kind later.
@@ -353,7 +366,6 @@ class StageBuilder {
     const Transfer move = transfer(slot, false);
     const std::int32_t sent = post(stream, {move}, {{item, last_compute_.op}});
     in_flight_[slot.forward].push_back({sent, move.frame, 2 * k});
-    if (!plan_.overlap.p2p) batch_wait_ = sent;
   }
 
   // Waits for sends of this kind but the newest `keep`, and frees their frames before time `now`.
@@ -477,6 +489,7 @@ class StageBuilder {
   StageProgram out_;
 
   std::vector<Slot> slots_;
+  std::int64_t warmup_ = 0;          // slots
   std::vector<Interval> lifetimes_;  // by frame
   std::size_t persistent_frames_ = 0;
   std::int32_t step_frame_ = -1, transient_ = -1;

@@ -4,6 +4,15 @@
 
 namespace trainyard {
 
+std::int64_t warmup_slots(const ParallelPlan& plan, std::int64_t stage) {
+  const std::int64_t pp = plan.pp, vp = plan.virtual_stages, total = plan.micro_batches() * vp;
+  const std::int64_t ahead = vp == 1 ? pp - stage - 1 : 2 * (pp - stage - 1) + (vp - 1) * pp;
+  // Stages that exchange in step alternate in as many slots more as they lie further on, or none of them does: with so
+  // few micro-batches first stages would not get that far (Megatron's all_warmup_microbatches).
+  const bool none = vp > 1 && !plan.overlap.p2p && plan.micro_batches() == pp;
+  return none ? total : std::min(ahead, total);
+}
+
 std::vector<Slot> pipeline_schedule(const ParallelPlan& plan, std::int64_t stage) {
   const std::int64_t pp = plan.pp, vp = plan.virtual_stages, total = plan.micro_batches() * vp;
   // Micro-batches go through a chunk pp at a time, then through the next chunk.
@@ -14,10 +23,7 @@ std::vector<Slot> pipeline_schedule(const ParallelPlan& plan, std::int64_t stage
     return Slot{forward, static_cast<std::int32_t>(forward ? chunk : vp - 1 - chunk),
                 static_cast<std::int32_t>(micro_batch)};
   };
-  // How far forward runs ahead before the first backward pass.
-  const std::int64_t ahead = vp == 1 ? pp - stage - 1 : 2 * (pp - stage - 1) + (vp - 1) * pp;
-  const std::int64_t warmup = std::min(ahead, total);
-
+  const std::int64_t warmup = warmup_slots(plan, stage);
   std::vector<Slot> slots;
   slots.reserve(static_cast<std::size_t>(2 * total));
   for (std::int64_t i = 0; i < warmup; ++i) slots.push_back(slot(true, i));

@@ -19,4 +19,7 @@ struct Slot {
 /// interleaved as in Megatron-LM (arXiv 2104.04473, section 2.2).
 std::vector<Slot> pipeline_schedule(const ParallelPlan& plan, std::int64_t stage);
 
+/// Forward slots before a stage alternates between one forward and one backward pass.
+std::int64_t warmup_slots(const ParallelPlan& plan, std::int64_t stage);
+
 }  // namespace trainyard

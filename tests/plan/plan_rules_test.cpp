@@ -198,7 +198,7 @@ TEST_CASE("what validation accepts can be lowered, and is sound", "[plan]") {
     plan.recompute_modules = {coin(), coin(), coin(), coin(), coin(), coin()};
     plan.precision = static_cast<Precision>(random.below(3));
     plan.fp32_gradients = coin();
-    plan.overlap = {coin(), coin(), plan.virtual_stages > 1 || coin()};
+    plan.overlap = {coin(), coin(), coin(), coin()};
     plan.bucket_bytes = pick({1, 4096, 1 << 20});
     if (coin()) plan.cp_comm_type = CpCommType::P2p;
     if (model.moe && coin()) plan.moe.buffer_factor = 1.0 + random.uniform();

@@ -179,6 +179,11 @@ TEST_CASE("any plan trains as PyTorch does", "[program]") {
     plan.recompute = RecomputeMode::Full;
     plan.recompute_early_stop = false;
   }
+  SECTION("an interleaved pipeline whose stages exchange in step") {
+    plan.pp = plan.virtual_stages = 2;
+    plan.schedule = PipelineSchedule::Interleaved;
+    plan.overlap.p2p = false;
+  }
   SECTION("tensor-parallel sums after weight gradients") {
     plan.tp = 2;
     plan.sequence_parallel = GENERATE(false, true);

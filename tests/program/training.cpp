@@ -93,6 +93,7 @@ ParallelPlan random_plan(const ModelSpec& model, RandomStream& random) {
   plan.overlap.grad_reduce = random.below(2) == 0;
   plan.overlap.param_gather = random.below(2) == 0;
   plan.overlap.tensor_parallel = random.below(2) == 0;
+  plan.overlap.p2p = random.below(2) == 0;
   plan.pipeline_scatter_gather = plan.tp > 1 && plan.pp > 1 && !plan.sequence_parallel && random.below(2) == 0;
   plan.bucket_bytes = pick({1, 4096, 1 << 20});
   const std::int64_t shard_size = pick({0, 0, 2, 4});

@@ -42,6 +42,9 @@ Axis flags(bool OverlapSwitches::*field) {
   return out;
 }
 
+// Of the axes the last, whatever the others say: a plan is valid with each of their choices or with none.
+constexpr std::size_t kFreeAxes = 3;
+
 std::vector<Axis> axes(bool with_switches) {
   std::vector<Axis> out{
       axis(&ParallelPlan::tp, {1L, 2L}),
@@ -56,13 +59,14 @@ std::vector<Axis> axes(bool with_switches) {
       axis(&ParallelPlan::recompute_layers, {std::int64_t{0}, std::int64_t{1}}),
       axis(&ParallelPlan::micro_batch, {1L, 2L})};
   if (!with_switches) return out;
-  out.push_back(flags(&OverlapSwitches::grad_reduce));
-  out.push_back(flags(&OverlapSwitches::param_gather));
   out.push_back({[](ParallelPlan&) {},
                  [](ParallelPlan& plan) { plan.overlap.p2p = plan.overlap.tensor_parallel = false; },
                  [](ParallelPlan& plan) { plan.pipeline_scatter_gather = true; }});
   out.push_back(axis(&ParallelPlan::grad_sync, {std::optional<GradSync>(), std::optional(GradSync::EveryMicroBatch),
                                                 std::optional(GradSync::LastMicroBatch)}));
+  // kFreeAxes, which no rule speaks of.
+  out.push_back(flags(&OverlapSwitches::grad_reduce));
+  out.push_back(flags(&OverlapSwitches::param_gather));
   out.push_back(axis(&ParallelPlan::bucket_bytes, {std::int64_t{1}, std::int64_t{1} << 20}));
   return out;
 }
@@ -83,14 +87,18 @@ void for_each_pair(const Choices& point, Visit visit) {
 PlanSpace::PlanSpace(std::vector<ModelSpec> models, ParallelPlan base, std::int64_t max_ranks, bool with_switches)
     : base_(std::move(base)), with_switches_(with_switches) {
   const std::vector<Axis> all_axes = axes(with_switches);
+  const std::size_t bound_axes = all_axes.size() - (with_switches ? kFreeAxes : 0);
   Choices point(all_axes.size() + 1, 0);
   // Axis by axis. A plan that is too large, or says one thing twice, has no valid ones behind it: axes that come later
   // add no ranks that would take them away again.
   const std::function<void(std::size_t, const ParallelPlan&)> choose = [&](std::size_t a, const ParallelPlan& so_far) {
     if (so_far.ranks() > max_ranks || (so_far.sequence_parallel && so_far.tp == 1)) return;
-    if (a == all_axes.size()) {
+    if (a == bound_axes) {
       const bool idle = so_far.zero_shard_size > 0 && so_far.dp * so_far.cp <= so_far.zero_shard_size;
-      if (!idle && validate(so_far, models[point[0]], nullptr).empty()) points_.push_back(point);
+      if (idle || !validate(so_far, models[point[0]], nullptr).empty()) return;
+    }
+    if (a == all_axes.size()) {
+      points_.push_back(point);
       return;
     }
     for (std::size_t c = 0; c < all_axes[a].size(); ++c) {

@@ -73,16 +73,20 @@ json tiers_of(const ClusterSpec& cluster) {
   return out;
 }
 
-/// What two ranks have in common: 0 a node, then each tier in turn, and last the whole fabric.
+/// What two ranks have in common: 0 a node, then each tier in turn, and last the whole fabric. Leaves of a
+/// rail-optimised fabric serve one rail each.
 std::size_t meeting_point(const ClusterSpec& cluster, std::int64_t a, std::int64_t b) {
   const std::int64_t x = a / cluster.gpus_per_node, y = b / cluster.gpus_per_node;
   if (x == y) return 0;
-  std::size_t level = 1;
-  for (const FabricTier& tier : cluster.tiers) {
-    if (x / tier.nodes_per_group == y / tier.nodes_per_group) return level;
-    ++level;
+  const auto rail = [&](std::int64_t rank) {
+    return rank % cluster.gpus_per_node * cluster.nics_per_node / cluster.gpus_per_node;
+  };
+  for (std::size_t t = 0; t < cluster.tiers.size(); ++t) {
+    const bool same_group = x / cluster.tiers[t].nodes_per_group == y / cluster.tiers[t].nodes_per_group;
+    const bool same_rail = t > 0 || !cluster.rail_optimized || rail(a) == rail(b);
+    if (same_group && same_rail) return t + 1;
   }
-  return level;
+  return cluster.tiers.size() + 1;
 }
 
 /// Of the pairs of ranks that talk to each other for one reason, which share meets where.
@@ -90,17 +94,21 @@ class AxisCrossings {
  public:
   explicit AxisCrossings(const Job& job) : cluster_(job.scenario.cluster), mesh_(job.scenario.plan) {}
 
-  /// Consecutive members of each ring, or every pair of an all-to-all.
+  /// Each member of a ring and the one in its place on the next node, or, where all are on one node, the next; every
+  /// pair of an all-to-all.
   std::vector<double> of_group(Group group) const {
     std::vector<double> pairs(cluster_.tiers.size() + 2, 0);
     const auto meet = [&](std::int64_t a, std::int64_t b) { ++pairs[meeting_point(cluster_, a, b)]; };
     for (std::int64_t rank = 0; rank < mesh_.ranks(); ++rank) {
       if (mesh_.group_index(group, rank) != 0) continue;
       const std::vector<std::int64_t> members = mesh_.members(group, rank);
-      for (std::size_t i = 0; i < members.size(); ++i) {
-        if (group != Group::Ep) meet(members[i], members[(i + 1) % members.size()]);
-        for (std::size_t j = 0; j < members.size() && group == Group::Ep; ++j) {
-          if (i != j) meet(members[i], members[j]);
+      if (group != Group::Ep) {
+        for_each_hop(members, meet);
+        continue;
+      }
+      for (const std::int64_t a : members) {
+        for (const std::int64_t b : members) {
+          if (a != b) meet(a, b);
         }
       }
     }
@@ -121,6 +129,22 @@ class AxisCrossings {
   }
 
  private:
+  // Members of one node lie together.
+  template <class Meet>
+  void for_each_hop(const std::vector<std::int64_t>& members, Meet meet) const {
+    std::vector<std::size_t> begin;  // of each node's members
+    for (std::size_t i = 0; i < members.size(); ++i) {
+      if (i == 0 || members[i] / cluster_.gpus_per_node != members[i - 1] / cluster_.gpus_per_node) begin.push_back(i);
+    }
+    begin.push_back(members.size());
+    const std::size_t nodes = begin.size() - 1;
+    for (std::size_t n = 0; n < nodes; ++n) {
+      const std::size_t next = (n + 1) % nodes, here = begin[n + 1] - begin[n], there = begin[next + 1] - begin[next];
+      for (std::size_t i = 0; i < here; ++i)
+        meet(members[begin[n] + i], nodes == 1 ? members[(i + 1) % here] : members[begin[next] + i % there]);
+    }
+  }
+
   static std::vector<double> shares(std::vector<double> pairs) {
     double all = 0;
     for (const double count : pairs) all += count;
@@ -146,8 +170,8 @@ json axes_of(const Job& job) {
   const std::vector<std::string> places = meeting_places(job.scenario.cluster);
   json out = json::array();
   const auto add = [&](const char* name, std::int64_t ranks, const std::vector<double>& shares) {
-    json meets;
-    for (std::size_t i = 0; i < places.size(); ++i) meets[places[i]] = shares[i];
+    json meets = json::array();
+    for (std::size_t i = 0; i < places.size(); ++i) meets.push_back({{"place", places[i]}, {"share", shares[i]}});
     out.push_back({{"axis", name}, {"ranks", ranks}, {"meets_in", meets}});
   };
   for (const Group group : {Group::Tp, Group::Cp, Group::Ep, Group::DpCp, Group::Edp}) {
@@ -209,8 +233,8 @@ std::string fabric_text(const Job& job, const json& report) {
   rows.clear();
   for (const json& axis : report["axes"]) {
     std::vector<std::string> row{axis["axis"], format_count(axis["ranks"])};
-    for (const auto& [place, share] : axis["meets_in"].items())
-      row.push_back(share.get<double>() == 0 ? "-" : fmt::format("{:.1f}%", 100 * share.get<double>()));
+    for (const json& meets : axis["meets_in"])
+      row.push_back(meets["share"] == 0 ? "-" : fmt::format("{:.1f}%", 100 * meets["share"].get<double>()));
     rows.push_back(row);
   }
   std::vector<std::string> header{"axis", "ranks"};

@@ -203,6 +203,7 @@ json make_report(const Job& job, const Simulated& simulated) {
                  {"virtual_stages", plan.virtual_stages},
                  {"zero_stage", plan.zero_stage},
                  {"micro_batches", plan.micro_batches()}};
+  if (plan.ring_attention()) out["plan"]["cp_comm_type"] = "p2p";
   if (plan.zero_shard_size > 0) out["plan"]["zero_shard_size"] = plan.zero_shard_size;
   out["step"] = step_json(job, simulated.step);
   add_memory(out["step"], job);

@@ -44,6 +44,8 @@ def renewed(lines, trainyard, environment):
     out, i, last = [], 0, None
     while i < len(lines):
         command = COMMAND.match(lines[i])
+        if lines[i].startswith("#"):
+            last = None
         if command and all((ROOT / word).exists() for word in command[1].split() if word.endswith(".json")):
             last = printed(trainyard, command[1], environment)
         if lines[i] != "```text" or last is None:

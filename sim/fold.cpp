@@ -118,14 +118,15 @@ class StructureBuilder {
     out_.links.resize(kept);
   }
 
-  // Notes which NIC each tier crossing comes from or goes to.
+  // Notes which NIC each tier crossing comes from or goes to, and with how many of a pair's flows.
   void note(std::int64_t from, std::int64_t to, const std::vector<LinkId>& tier_links, std::size_t first) {
-    for (std::size_t i = first; i < tier_links.size(); ++i) {
-      const bool up = (i - first) % 2 == 0;  // uplinks and downlinks alternate
-      const auto flows =
-          std::count(tier_links.begin() + static_cast<std::ptrdiff_t>(first), tier_links.end(), tier_links[i]);
-      through_.push_back(
-          {tier_links[i], up ? platform_.nic_out(from) : platform_.nic_in(to), static_cast<double>(flows)});
+    std::vector<std::pair<LinkId, LinkId>> crossings;  // link, NIC; uplinks and downlinks alternate
+    for (std::size_t i = first; i < tier_links.size(); ++i)
+      crossings.emplace_back(tier_links[i], (i - first) % 2 == 0 ? platform_.nic_out(from) : platform_.nic_in(to));
+    std::sort(crossings.begin(), crossings.end());
+    for (std::size_t i = 0, end = 0; i < crossings.size(); i = end) {
+      while (end < crossings.size() && crossings[end] == crossings[i]) ++end;
+      through_.push_back({crossings[i].first, crossings[i].second, static_cast<double>(end - i)});
     }
   }
 

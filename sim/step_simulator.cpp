@@ -60,8 +60,9 @@ Result<StepResult> simulate_here(const StepProgram& program, const ClusterSpec& 
     problem.rule = fmt::format("{} ranks have {} different timelines, {} ops in all; the limit is {}",
                                format_count(program.plan.ranks()), format_count(std::ssize(folded.ranks)),
                                format_count(ops), format_count(kMaxOps));
-    problem.fix = platform.hashed() ? "hashed flows make ranks unlike: use fewer GPUs, or \"routing\": \"adaptive\""
-                                    : "use fewer GPUs, or fewer degradations at once";
+    problem.fix = options.unfold      ? "leave out --unfold: folded, it is the same step"
+                  : platform.hashed() ? "hashed flows make ranks unlike: use fewer GPUs, or \"routing\": \"adaptive\""
+                                      : "use fewer GPUs, or fewer degradations at once";
     problem.kind = ProblemKind::Infeasible;
     return problem;
   }

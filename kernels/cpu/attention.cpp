@@ -71,7 +71,7 @@ class QueryBlock {
 template <class Acc>
 Acc softmax(RowMap<Acc> row) {
   const Acc max = row.size() > 0 ? row.maxCoeff() : -std::numeric_limits<Acc>::infinity();
-  if (std::isinf(max)) {
+  if (max == -std::numeric_limits<Acc>::infinity()) {
     row.setZero();
     return max;
   }

@@ -266,6 +266,7 @@ class Decoder {
                                              {qkv[0], here[0], here[1]}, attention_outs(attr), attr);
       parts.insert(parts.end(), part.begin(), part.end());
     }
+    attr.hop = -1;
     return node(OpKind::AttentionMerge, "attn.core", std::move(parts), attention_outs(attr), attr)[0];
   }
 

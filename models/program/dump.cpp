@@ -36,6 +36,7 @@ std::string attributes(const Op& op) {
   add(a.softcap != 0, "softcap={:g}", a.softcap);
   add(a.heads > 0, "heads={}/{}x{}", a.heads, a.kv_heads, a.head_dim);
   add(a.cp > 1, "cp={}", a.cp);
+  add(a.hop >= 0, "hop={}", a.hop);
   add(a.window > 0, "window={}", a.window);
   add(a.alibi_heads > 0, "alibi={}", a.alibi_heads);
   add(a.rope, "rope={:g}", a.rope_theta);

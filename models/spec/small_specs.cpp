@@ -20,10 +20,21 @@ Problems validate(const ClusterSpec& cluster, const std::string& path) {
   for (std::size_t i = 0; i < cluster.tiers.size(); ++i)
     rule.expect(cluster.tiers[i].nodes_per_group >= 1, fmt::format("tiers[{}].nodes_per_group", i),
                 std::to_string(cluster.tiers[i].nodes_per_group), "must be at least 1", "give a positive count");
-  rule.expect(cluster.routing == Routing::Ecmp || cluster.flows_per_channel == 1, "flows_per_channel",
-              std::to_string(cluster.flows_per_channel),
-              "means something only where flows are hashed: adaptive routing spreads their packets",
-              "remove it, or set \"routing\": \"ecmp\"");
+  const auto only_hashed = [&](bool is_default, const char* key, std::int64_t value) {
+    rule.expect(cluster.routing == Routing::Ecmp || is_default, key, std::to_string(value),
+                "means something only where flows are hashed: adaptive routing spreads their packets",
+                "remove it, or set \"routing\": \"ecmp\"");
+  };
+  only_hashed(cluster.flows_per_channel == 1, "flows_per_channel", cluster.flows_per_channel);
+  only_hashed(cluster.ecmp_seed == 0, "ecmp_seed", cluster.ecmp_seed);
+  for (std::size_t i = 0; i < cluster.tiers.size(); ++i) {
+    const FabricTier& tier = cluster.tiers[i];
+    rule.expect(tier.uplinks <= tier.nodes_per_group * cluster.nics_per_node, fmt::format("tiers[{}].uplinks", i),
+                std::to_string(tier.uplinks),
+                fmt::format("must be at most nodes_per_group*nics_per_node = {}, as many as NICs below",
+                            tier.nodes_per_group * cluster.nics_per_node),
+                "lower it, or leave it out");
+  }
   rule.expect(is_profile_name(cluster.hardware), "hardware", cluster.hardware,
               "must be the name of a profile, not a path", "use one of scenarios/profiles/<name>.json");
   if (!rule.ok()) return rule.take();

@@ -80,6 +80,14 @@ TEST_CASE("both communicators agree", "[exec]") {
     plan.pp = plan.dp = plan.ep = 2, plan.zero_stage = 3;
     family = ModelFamily::Mixtral;
   }
+  SECTION("a ring of three, in which direction tells") {
+    plan.cp = 3, plan.sequence_length = 12, plan.cp_comm_type = CpCommType::P2p;
+  }
+  SECTION("pp, interleaved, in step") {
+    plan.pp = plan.virtual_stages = 2;
+    plan.schedule = PipelineSchedule::Interleaved;
+    plan.overlap.p2p = false;
+  }
   SECTION("hybrid sharding") { plan.dp = 4, plan.zero_stage = 3, plan.zero_shard_size = 2; }
   SECTION("bf16") {
     plan.dp = plan.tp = 2, plan.zero_stage = 1, plan.precision = Precision::Bf16, plan.fp32_gradients = false;

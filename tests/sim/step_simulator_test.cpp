@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <map>
+#include <set>
 
 #include "models/base/random.h"
 #include "models/spec/node_places.h"
@@ -325,6 +326,43 @@ TEST_CASE("flows that are hashed collide, less so the more there are", "[sim]") 
   CHECK(of_one < of_four);
   CHECK(of_four < of_sixteen);
   CHECK(of_sixteen < 1);
+}
+
+TEST_CASE("two flows on one uplink take twice as long", "[sim]") {
+  // As above, four nodes a leaf: forward all send at once, and the fullest link holds up the step.
+  ClusterSpec cluster = node_of_four();
+  cluster.nodes = 8;
+  cluster.gpus_per_node = cluster.nics_per_node = 1;
+  cluster.nic_bytes_per_s = 1e4;
+  cluster.tiers = {{"leaf", 4, 1.0}};
+  ParallelPlan plan = tiny_plan();
+  plan.precision = Precision::Bf16;
+  plan.pp = 2;
+  plan.dp = 4;
+  plan.global_batch = 4;
+  const ModelSpec model = tiny_model(ModelFamily::Llama);
+  const StepProgram program = lower(model, plan);
+  const double smooth_s = simulated(program, cluster, {}).time_s,
+               rate = h100().nic_payload_rate(cluster.nic_bytes_per_s),
+               send_s = static_cast<double>(2 * plan.sequence_length * model.hidden_size) / rate;
+  cluster.routing = Routing::Ecmp;
+  std::set<int> seen;
+  for (cluster.ecmp_seed = 0; cluster.ecmp_seed < 12; ++cluster.ecmp_seed) {
+    const Platform platform(cluster, plan.ranks(), rate);
+    std::map<LinkId, int> load;
+    int fullest = 0;
+    for (std::int64_t rank = 0; rank < 4; ++rank) {
+      std::vector<LinkId> links;
+      platform.append_tier_links(rank, rank + 4, links);
+      for (const LinkId link : links) fullest = std::max(fullest, ++load[link]);
+    }
+    seen.insert(fullest);
+    const double time_s = simulated(program, cluster, {}).time_s;
+    INFO("seed " << cluster.ecmp_seed << ": " << fullest << " on one link, " << (time_s - smooth_s) / send_s);
+    CHECK(time_s > smooth_s + (fullest - 1) * send_s * 0.999);
+    CHECK(time_s < smooth_s + (fullest - 1 + 3) * send_s * 1.001);  // and backward, at most all four on one
+  }
+  CHECK(seen.count(2) == 1);  // or nothing was shown of links that two share
 }
 
 TEST_CASE("of a ring of keys only what leaves a node crosses its NICs", "[sim]") {

@@ -92,9 +92,10 @@ std::size_t meeting_point(const ClusterSpec& cluster, std::int64_t a, std::int64
 /// Of the pairs of ranks that talk to each other for one reason, which share meets where.
 class AxisCrossings {
  public:
-  explicit AxisCrossings(const Job& job) : cluster_(job.scenario.cluster), mesh_(job.scenario.plan) {}
+  AxisCrossings(const Job& job, const Platform& platform)
+      : cluster_(job.scenario.cluster), platform_(platform), mesh_(job.scenario.plan) {}
 
-  /// Each member of a ring and the one in its place on the next node, or, where all are on one node, the next; every
+  /// Each member of a ring and the one in its place on the next node, or a node that holds them all; every
   /// pair of an all-to-all.
   std::vector<double> of_group(Group group) const {
     std::vector<double> pairs(cluster_.tiers.size() + 2, 0);
@@ -103,7 +104,8 @@ class AxisCrossings {
       if (mesh_.group_index(group, rank) != 0) continue;
       const std::vector<std::int64_t> members = mesh_.members(group, rank);
       if (group != Group::Ep) {
-        for_each_hop(members, meet);
+        for_each_ring_hop(platform_, members, meet);
+        if (platform_.same_node(members.front(), members.back())) meet(members.front(), members.back());
         continue;
       }
       for (const std::int64_t a : members) {
@@ -129,22 +131,6 @@ class AxisCrossings {
   }
 
  private:
-  // Members of one node lie together.
-  template <class Meet>
-  void for_each_hop(const std::vector<std::int64_t>& members, Meet meet) const {
-    std::vector<std::size_t> begin;  // of each node's members
-    for (std::size_t i = 0; i < members.size(); ++i) {
-      if (i == 0 || members[i] / cluster_.gpus_per_node != members[i - 1] / cluster_.gpus_per_node) begin.push_back(i);
-    }
-    begin.push_back(members.size());
-    const std::size_t nodes = begin.size() - 1;
-    for (std::size_t n = 0; n < nodes; ++n) {
-      const std::size_t next = (n + 1) % nodes, here = begin[n + 1] - begin[n], there = begin[next + 1] - begin[next];
-      for (std::size_t i = 0; i < here; ++i)
-        meet(members[begin[n] + i], nodes == 1 ? members[(i + 1) % here] : members[begin[next] + i % there]);
-    }
-  }
-
   static std::vector<double> shares(std::vector<double> pairs) {
     double all = 0;
     for (const double count : pairs) all += count;
@@ -153,6 +139,7 @@ class AxisCrossings {
   }
 
   const ClusterSpec& cluster_;
+  const Platform& platform_;
   Mesh mesh_;
 };
 
@@ -163,10 +150,10 @@ std::vector<std::string> meeting_places(const ClusterSpec& cluster) {
   return names;
 }
 
-json axes_of(const Job& job) {
+json axes_of(const Job& job, const Platform& platform) {
   const ParallelPlan& plan = job.scenario.plan;
   const Mesh mesh(plan);
-  const AxisCrossings crossings(job);
+  const AxisCrossings crossings(job, platform);
   const std::vector<std::string> places = meeting_places(job.scenario.cluster);
   json out = json::array();
   const auto add = [&](const char* name, std::int64_t ranks, const std::vector<double>& shares) {
@@ -184,10 +171,7 @@ json axes_of(const Job& job) {
 }
 
 /// Links that a healthy step crosses, by tier, the busiest first.
-json links_of(const Job& job, const StepResult& step) {
-  const CostModel cost = job.cost();
-  const Platform platform(job.scenario.cluster, job.scenario.plan.ranks(),
-                          cost.nic_payload_rate(job.scenario.cluster.nic_bytes_per_s));
+json links_of(const Job& job, const Platform& platform, const StepResult& step) {
   std::map<int, std::vector<StepLink>> by_tier;
   for (const StepLink& link : step.links) by_tier[platform.tier_of(link.representative)].push_back(link);
   const auto busy = [&](const StepLink& link) { return link.bytes / (link.capacity_bytes_per_s * step.time_s); };
@@ -259,7 +243,14 @@ int show_fabric(const std::string& file, const Context& context) {
   if (!prepared) return fail(prepared.problems(), context);
   const Job& job = prepared.value();
   const ClusterSpec& cluster = job.scenario.cluster;
-  const Result<StepResult> step = simulate_step(job.program, cluster, job.cost());
+  const CostModel cost = job.cost();
+  const Platform platform(cluster, job.scenario.plan.ranks(), cost.nic_payload_rate(cluster.nic_bytes_per_s));
+  const Result<StepResult> step = [&] {
+    Progress progress("simulating a step", 1, context.quiet ? "none" : context.progress);
+    StepOptions options;
+    options.on_wait = [&] { progress.tick(); };
+    return simulate_step(job.program, cluster, cost, options);
+  }();
   if (!step) return fail(step.problems(), context);
   const json report{{"cluster", cluster.name},
                     {"nodes", cluster.nodes},
@@ -267,9 +258,9 @@ int show_fabric(const std::string& file, const Context& context) {
                     {"flows_per_channel", cluster.flows_per_channel},
                     {"tiers", tiers_of(cluster)},
                     {"bisection_bytes_per_s", bisection_bytes_per_s(cluster)},
-                    {"axes", axes_of(job)},
+                    {"axes", axes_of(job, platform)},
                     {"step_s", step.value().time_s},
-                    {"links", links_of(job, step.value())}};
+                    {"links", links_of(job, platform, step.value())}};
   std::cout << (context.json ? report.dump(2) + "\n" : fabric_text(job, report));
   return kOk;
 }

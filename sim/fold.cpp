@@ -176,24 +176,12 @@ class StructureBuilder {
     if (inside_node(members)) return;
     for (std::size_t i = 0; i < members.size(); ++i) cross_nics(members, i, 1);
     if (platform_.limiting_tiers() == 0) return;
-    // Members of one node lie together. Each hands on to the one in its place on the next node, and so keeps its rail.
-    std::vector<std::size_t> node_begin;
-    for (std::size_t i = 0; i < members.size(); ++i) {
-      if (i == 0 || !platform_.same_node(members[i], members[i - 1])) node_begin.push_back(i);
-    }
-    node_begin.push_back(members.size());
-    const std::size_t nodes = node_begin.size() - 1;
     std::vector<LinkId> tier_links;
-    for (std::size_t n = 0; n < nodes; ++n) {
-      const std::size_t next = (n + 1) % nodes, here = node_begin[n + 1] - node_begin[n],
-                        there = node_begin[next + 1] - node_begin[next];
-      for (std::size_t i = 0; i < here; ++i) {
-        const std::int64_t from = members[node_begin[n] + i], to = members[node_begin[next] + i % there];
-        const std::size_t first = tier_links.size();
-        platform_.append_tier_links(from, to, tier_links);
-        note(from, to, tier_links, first);
-      }
-    }
+    for_each_ring_hop(platform_, members, [&](std::int64_t from, std::int64_t to) {
+      const std::size_t first = tier_links.size();
+      platform_.append_tier_links(from, to, tier_links);
+      note(from, to, tier_links, first);
+    });
     add_counted(tier_links);
   }
 

@@ -90,4 +90,22 @@ class Platform {
   std::vector<double> capacity_;
 };
 
+/// Calls visit(from, to) for the hops between nodes of the rings over `members`, of which those of one node lie
+/// together: one ring through each NIC of the group on a node, so each hands on to the one in its place on the next
+/// node, and keeps its rail. The last node closes the rings; a group inside one node has none.
+template <class Visit>
+void for_each_ring_hop(const Platform& platform, const std::vector<std::int64_t>& members, Visit visit) {
+  std::vector<std::size_t> node_begin;
+  for (std::size_t i = 0; i < members.size(); ++i) {
+    if (i == 0 || !platform.same_node(members[i], members[i - 1])) node_begin.push_back(i);
+  }
+  node_begin.push_back(members.size());
+  const std::size_t nodes = node_begin.size() - 1;
+  for (std::size_t n = 0; n < nodes && nodes > 1; ++n) {
+    const std::size_t next = (n + 1) % nodes, here = node_begin[n + 1] - node_begin[n],
+                      there = node_begin[next + 1] - node_begin[next];
+    for (std::size_t i = 0; i < here; ++i) visit(members[node_begin[n] + i], members[node_begin[next] + i % there]);
+  }
+}
+
 }  // namespace trainyard

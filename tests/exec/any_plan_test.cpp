@@ -100,7 +100,7 @@ void compare_pairs(std::int64_t steps) {
     in_f64.push_back(std::make_unique<Comparison>(family, Precision::F64, steps));
     in_f32.push_back(std::make_unique<Comparison>(family, Precision::F32, steps));
   }
-  const PlanSpace space(models, base_plan(Precision::F64), kMaxRanks, !testing::kSanitized);
+  const PlanSpace space(models, base_plan(Precision::F64), kMaxRanks, true);
   const std::vector<Choices> points = space.pairwise();
   for (std::size_t i = 0; i < points.size(); i += testing::kSanitized ? 15 : 1) {
     const Choices& point = points[i];

@@ -45,6 +45,11 @@ StepOptions StepMemo::options() const {
   StepOptions step;
   step.unfold = options_.unfold;
   step.merge = options_.merge;
+  if (!job_.scenario.policies.empty()) {  // of one job its policies hardly differ in this
+    const DetectionLadder& timeouts = job_.scenario.policies.front().timeouts;
+    step.queue_pair_timeout_s = timeouts.link_s;
+    step.queue_pair_tries = static_cast<double>(timeouts.ib_retry_cnt);
+  }
   return step;
 }
 

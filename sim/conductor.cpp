@@ -20,6 +20,7 @@
 #include "models/base/check.h"
 #include "models/base/index.h"
 #include "models/base/units.h"
+#include "models/cost/rdma.h"
 #include "sim/flow_network.h"
 #include "sim/fold.h"
 #include "sim/private_runs.h"
@@ -30,8 +31,6 @@ namespace trainyard {
 namespace {
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
-/// NCCL's queue pairs give up after 4.096 us * 2^20 * 7 (NCCL_IB_TIMEOUT 20, NCCL_IB_RETRY_CNT 7).
-constexpr double kQueuePairTimeout_s = 4.096e-6 * (1 << 20) * 7;
 
 class Conductor {
  public:
@@ -142,40 +141,55 @@ class Conductor {
     }
   }
 
-  // Capacities over time of the links that a degradation strikes.
+  // Capacities over time of the links that a degradation strikes, and what is lost on them.
   void plan_link_changes() {
+    lossy_.resize(fold_.links.size());
     for (std::size_t l = 0; l < fold_.links.size(); ++l) {
-      std::vector<std::pair<double, double>> times;  // (time, +-)
-      std::vector<const InjectedFault*> hit;
-      for (const InjectedFault& fault : options_.degradations) {
-        if (fault.kind != InjectedKind::NicSlow && fault.kind != InjectedKind::LinkDown) continue;
-        const std::int64_t nic =
-            fault.node * cluster_.nics_per_node + fault.device * cluster_.nics_per_node / cluster_.gpus_per_node;
-        if (fold_.links[l].representative / 2 == nic && fold_.links[l].representative < 2 * nics())
-          hit.push_back(&fault);
-      }
+      const std::vector<const InjectedFault*> hit = faults_of_link(fold_.links[l].representative);
       std::vector<double> moments;
       for (const InjectedFault* fault : hit) {
         moments.push_back(fault->at_s);
         if (fault->duration_s) moments.push_back(fault->at_s + *fault->duration_s);
+        // What is lost one way are data, and the acknowledgements of what comes the other way.
+        const double loss = fault->loss * (fault->direction == LinkDirection::Both ? 2 : 1);
+        if (loss > 0)
+          lossy_[l].push_back({fault->at_s, fault->duration_s ? fault->at_s + *fault->duration_s : kNever, loss});
       }
       std::sort(moments.begin(), moments.end());
       moments.erase(std::unique(moments.begin(), moments.end()), moments.end());
-      for (const double moment : moments) {
-        double capacity = fold_.links[l].capacity_bytes_per_s;
-        bool down = false;
-        for (const InjectedFault* fault : hit) {
-          const bool active =
-              fault->at_s <= moment && (!fault->duration_s || moment < fault->at_s + *fault->duration_s);
-          if (!active) continue;
-          down |= fault->kind == InjectedKind::LinkDown;
-          if (fault->kind == InjectedKind::NicSlow) capacity /= fault->factor;
-        }
-        link_changes_.push_back({moment, static_cast<std::int32_t>(l), down ? 0 : capacity, down});
-      }
+      for (const double moment : moments) link_changes_.push_back(change_at(moment, l, hit));
     }
     down_since_.assign(fold_.links.size(), kNever);
     carried_.assign(fold_.links.size(), 0);
+  }
+
+  std::vector<const InjectedFault*> faults_of_link(LinkId link) const {
+    std::vector<const InjectedFault*> hit;
+    if (link >= 2 * nics()) return hit;
+    for (const InjectedFault& fault : options_.degradations) {
+      if (fault.kind != InjectedKind::NicSlow && fault.kind != InjectedKind::LinkDown) continue;
+      const std::int64_t nic =
+          fault.node * cluster_.nics_per_node + fault.device * cluster_.nics_per_node / cluster_.gpus_per_node;
+      if (link / 2 == nic) hit.push_back(&fault);
+    }
+    return hit;
+  }
+
+  // The state of a link from `moment` on, until the next change. A NIC of two ports loses one with each LinkDown.
+  LinkChange change_at(double moment, std::size_t link, const std::vector<const InjectedFault*>& hit) const {
+    const LinkClass& its = fold_.links[link];
+    const LinkDirection direction = its.representative % 2 == 0 ? LinkDirection::Out : LinkDirection::In;
+    const int ports = cluster_.dual_tor ? 2 : 1;
+    double capacity = its.capacity_bytes_per_s;
+    int ports_down = 0;
+    for (const InjectedFault* fault : hit) {
+      if (fault->at_s > moment || (fault->duration_s && moment >= fault->at_s + *fault->duration_s)) continue;
+      if (fault->kind == InjectedKind::LinkDown) ++ports_down;
+      const bool this_way = fault->direction == LinkDirection::Both || fault->direction == direction;
+      if (fault->kind == InjectedKind::NicSlow && this_way) capacity /= fault->factor;
+    }
+    const bool down = ports_down >= ports;
+    return {moment, static_cast<std::int32_t>(link), down ? 0 : capacity * (ports - ports_down) / ports, down};
   }
 
   std::int64_t nics() const {
@@ -326,16 +340,16 @@ class Conductor {
 
   void watch_queue_pairs(std::int64_t tag) {
     if (stalled_since(channels_[index(tag)]) == kNever) return;
-    push({now_ + kQueuePairTimeout_s, EventKind::QueuePairTimeout, -1, -1, tag, 0});
+    push({now_ + options_.queue_pair_timeout_s, EventKind::QueuePairTimeout, -1, -1, tag, 0});
   }
 
   // Retries are spent if the flow is still there and its link has been down all along.
   void queue_pair_timeout(std::int64_t tag) {
     const Channel& channel = channels_[index(tag)];
-    const double since = now_ - kQueuePairTimeout_s + 1e-9;
+    const double since = now_ - options_.queue_pair_timeout_s + 1e-9;
     if (!channel.flowing || channel.started_at > since || stalled_since(channel) > since) return;
-    error_ = fmt::format("a queue pair gave up after {:.1f} s without its link: {} over {}", kQueuePairTimeout_s,
-                         channel.op != nullptr ? channel.op->label : "pipeline transfer",
+    error_ = fmt::format("a queue pair gave up after {:.1f} s without its link: {} over {}",
+                         options_.queue_pair_timeout_s, channel.op != nullptr ? channel.op->label : "pipeline transfer",
                          to_string(fold_.sorts[index(fold_.channels[index(channel.channel_class)].sort)].group));
     over_ = true;
   }
@@ -513,7 +527,22 @@ class Conductor {
       channel.flow_bytes /= pairs;
       channel.flow_rate /= pairs;
     }
-    push({now_ + fabric.latency_s, EventKind::FlowStarts, -1, -1, tag, 0});
+    double latency_s = fabric.latency_s;
+    // Everybody sends to everybody at line rate until the first cut.
+    const bool incast = kind == Collective::AllToAll && its.nodes > 1 && its.ranks > 2;
+    if (incast && cluster_.rdma.congestion_control == CongestionControl::Dcqcn) latency_s += dcqcn_cut_s();
+    push({now_ + latency_s + tail_stall_s(its), EventKind::FlowStarts, -1, -1, tag, 0});
+  }
+
+  // On average, over all links of a channel that lose packets now.
+  double tail_stall_s(const ChannelClass& channel) const {
+    double loss = 0;
+    for (const Crossing& crossing : channel.crossings) {
+      for (const Lossy& its : lossy_[index(crossing.link_class)])
+        if (its.begin <= now_ && now_ < its.end) loss += its.loss;
+    }
+    if (loss == 0) return 0;
+    return trainyard::tail_stall_s(cluster_.rdma, loss, options_.queue_pair_timeout_s / options_.queue_pair_tries);
   }
 
   double inside_node_seconds(const Op& op, std::int64_t ranks) const {
@@ -524,7 +553,8 @@ class Conductor {
   // From rank to rank, over all that its links give.
   void begin_flow(std::int64_t tag, Channel& channel, double bytes) {
     channel.flow_bytes = bytes;
-    push({now_ + cost_.fabric_p2p_latency_s(), EventKind::FlowStarts, -1, -1, tag, 0});
+    const double latency_s = cost_.fabric_p2p_latency_s() + tail_stall_s(fold_.channels[index(channel.channel_class)]);
+    push({now_ + latency_s, EventKind::FlowStarts, -1, -1, tag, 0});
   }
 
   std::int64_t open_channel(std::int32_t channel_class, const Op* op) {
@@ -758,6 +788,10 @@ class Conductor {
   std::map<TransferKey, std::int64_t> open_transfers_;
   std::unordered_map<const Op*, double> kernel_cache_;
   std::vector<LinkChange> link_changes_;
+  struct Lossy {
+    double begin, end, loss;
+  };
+  std::vector<std::vector<Lossy>> lossy_;  // by link class
   std::vector<double> down_since_;
   std::vector<double> carried_;  // bytes, by link class
   std::vector<Slice> slices_;

@@ -289,6 +289,20 @@ class StructureBuilder {
 
 std::uint64_t hash_double(double x) { return mix64(std::bit_cast<std::uint64_t>(x)); }
 
+// All that can differ between two faults of one part.
+std::uint64_t colour_of(const InjectedFault& fault) {
+  std::uint64_t colour = 0;
+  for (const std::uint64_t part :
+       {static_cast<std::uint64_t>(fault.kind), hash_double(fault.at_s), hash_double(fault.duration_s.value_or(-1)),
+        hash_double(fault.factor), hash_double(fault.loss), static_cast<std::uint64_t>(fault.direction)})
+    colour = mix64(colour ^ part);
+  return colour;
+}
+
+bool strikes(const InjectedFault& fault, const Platform& platform, std::int64_t rank) {
+  return platform.node_of(rank) == fault.node && platform.gpu_of(rank) == fault.device;
+}
+
 // Colours before refinement: all that can differ between two ranks. A private NIC's troubles are its rank's.
 std::vector<std::uint64_t> rank_colours(const ParallelPlan& plan, const Platform& platform,
                                         const std::vector<InjectedFault>& degradations) {
@@ -297,14 +311,8 @@ std::vector<std::uint64_t> rank_colours(const ParallelPlan& plan, const Platform
   for (std::int64_t rank = 0; rank < mesh.ranks(); ++rank)
     colours[index(rank)] = mix64(1000 + static_cast<std::uint64_t>(mesh.coordinates(rank).pp));
   for (const InjectedFault& fault : degradations) {
-    for (std::int64_t rank = 0; rank < mesh.ranks(); ++rank) {
-      if (platform.node_of(rank) != fault.node || platform.gpu_of(rank) != fault.device) continue;
-      std::uint64_t& colour = colours[index(rank)];
-      for (const std::uint64_t part : {static_cast<std::uint64_t>(fault.kind), hash_double(fault.at_s),
-                                       hash_double(fault.duration_s.value_or(-1)), hash_double(fault.factor)}) {
-        colour = mix64(colour ^ part);
-      }
-    }
+    for (std::int64_t rank = 0; rank < mesh.ranks(); ++rank)
+      if (strikes(fault, platform, rank)) colours[index(rank)] = mix64(colours[index(rank)] ^ colour_of(fault));
   }
   return colours;
 }
@@ -314,17 +322,17 @@ std::vector<std::uint64_t> link_colours(const Platform& platform, const std::vec
   std::vector<std::uint64_t> colours(platform.links());
   for (std::size_t l = 0; l < colours.size(); ++l) {
     const auto link = static_cast<LinkId>(l);
-    const std::uint64_t direction = platform.is_nic(link) ? 1 + l % 2 : 3;
-    colours[l] = mix64(direction ^ hash_double(platform.capacity(link)));
+    // Links of two tiers may carry alike, and are told apart all the same: reports name tiers.
+    const std::uint64_t place =
+        platform.is_nic(link) ? 1 + l % 2 : 3 + static_cast<std::uint64_t>(platform.tier_of(link));
+    colours[l] = mix64(place ^ hash_double(platform.capacity(link)));
   }
   for (const InjectedFault& fault : degradations) {
     if (fault.kind != InjectedKind::NicSlow && fault.kind != InjectedKind::LinkDown) continue;
     for (std::int64_t rank = 0; rank < ranks; ++rank) {
-      if (platform.node_of(rank) != fault.node || platform.gpu_of(rank) != fault.device) continue;
-      for (const LinkId link : {platform.nic_out(rank), platform.nic_in(rank)}) {
-        colours[index(link)] = mix64(colours[index(link)] ^
-                                     hash_double(fault.at_s + 2 * fault.factor + 3 * fault.duration_s.value_or(-1)));
-      }
+      if (!strikes(fault, platform, rank)) continue;
+      for (const LinkId link : {platform.nic_out(rank), platform.nic_in(rank)})
+        colours[index(link)] = mix64(colours[index(link)] ^ colour_of(fault));
     }
   }
   return colours;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <tuple>
 #include <vector>
 
 #include "models/spec/fault_spec.h"
@@ -14,6 +15,11 @@ struct MovedNode {
   std::int64_t place = 0;     // below leaf place / nodes_per_leaf(cluster)
   bool operator==(const MovedNode&) const = default;
 };
+
+/// What tells two slow parts apart.
+inline auto key_of(const InjectedFault& part) {
+  return std::tuple(part.node, part.device, part.kind, part.factor, part.loss, part.direction);
+}
 
 struct JobState {
   /// GpuSlow and NicSlow; `node` is a position in the job. Ascending.

@@ -35,6 +35,10 @@ class Platform {
   [[nodiscard]] bool private_nics() const { return cluster_.nics_per_node == cluster_.gpus_per_node; }
   [[nodiscard]] bool is_nic(LinkId link) const { return link < nic_links_; }
 
+  /// Of the job.
+  [[nodiscard]] std::int64_t nodes() const { return nic_links_ / 2 / cluster_.nics_per_node; }
+  /// By position; empty where each is where its number says.
+  [[nodiscard]] const std::vector<std::int64_t>& places() const { return place_; }
   /// Where the node stands that fills a position of the job.
   [[nodiscard]] std::int64_t place_of_position(std::int64_t position) const {
     return place_.empty() ? position : place_[static_cast<std::size_t>(position)];

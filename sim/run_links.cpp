@@ -1,5 +1,7 @@
 // The world of one run, continued: its links. A link that is down does its node no harm. Collectives stall, and once
 // queue pairs have retried in vain the communicator is dead; when the link is back, so is the node, ejected or not.
+#include <algorithm>
+
 #include "models/base/check.h"
 #include "models/base/units.h"
 #include "sim/run_world.h"
@@ -7,9 +9,6 @@
 namespace trainyard {
 
 using recovery::Action;
-
-// A queue pair gives up after so many retries: NCCL_IB_RETRY_CNT, NCCL's default (InfiniBand spec 11.6.2).
-constexpr std::int64_t kQueuePairRetries = 7;
 
 void RunWorld::link_down(NodeId node, const Outage& outage) {
   const auto its = links_down_.find(node);
@@ -39,8 +38,7 @@ void RunWorld::link_bites(NodeId node, std::int64_t id) {
   if (mode_ == JobMode::Snapshot)                   // no collective before the snapshot is over
     return agenda_.at(snapshot_end_ns_ + 1, [this, node, id] { link_bites(node, id); });
   Outage& outage = its->second;
-  const std::int64_t patience_ns = to_ns(input_.policy.timeouts.link_s);
-  if (outage.up_ns && *outage.up_ns - now_ns_ <= patience_ns) return link_stall(*outage.up_ns - now_ns_);
+  if (outage.up_ns && *outage.up_ns - now_ns_ <= patience_ns(outage)) return link_stall(*outage.up_ns - now_ns_);
   count_outage(node, outage);
   kill_job();
   if (input_.policy.evidence == Evidence::All && outage.fault)
@@ -49,8 +47,45 @@ void RunWorld::link_bites(NodeId node, std::int64_t id) {
     schedule_complaint(node, true);
 }
 
+/// Of two ports of a NIC one is down: the rest of its rate goes on. With the other down already, so is the link.
+void RunWorld::port_down(const NicsOfLeaf& nics, const Outage& outage) {
+  std::vector<InjectedFault> halves;
+  for (const NodeId node : nics.nodes) {
+    for (const std::int64_t device : nics.devices) {
+      if (has_lost_a_port(node, device)) {
+        link_down(node, outage);
+        continue;
+      }
+      InjectedFault half;
+      half.kind = InjectedKind::NicSlow;
+      half.mode = FaultMode::LinkDown;
+      half.node = node;
+      half.device = device;
+      half.factor = 2;
+      halves.push_back(half);
+    }
+  }
+  begin_slow(halves, outage.up_ns);
+}
+
+bool RunWorld::has_lost_a_port(NodeId node, std::int64_t device) const {
+  const std::int64_t gpus_per_nic = input_.cluster.gpus_per_node / input_.cluster.nics_per_node;
+  return std::any_of(slow_.begin(), slow_.end(), [&](const auto& its) {
+    const InjectedFault& part = its.second;
+    return part.mode == FaultMode::LinkDown && part.node == node && part.device / gpus_per_nic == device / gpus_per_nic;
+  });
+}
+
+/// How long those who need the link wait for it before they give up.
+std::int64_t RunWorld::patience_ns(const Outage& outage) const {
+  return to_ns(outage.silent ? input_.policy.timeouts.collective_s : input_.policy.timeouts.link_s);
+}
+
+/// Retries come at even times, unless the NIC adapts them.
 void RunWorld::link_stall(std::int64_t down_ns) {
-  const std::int64_t retry_ns = std::max<std::int64_t>(1, to_ns(input_.policy.timeouts.link_s) / kQueuePairRetries);
+  const RdmaSpec& rdma = input_.cluster.rdma;
+  const std::int64_t try_ns = to_ns(input_.policy.timeouts.link_s) / input_.policy.timeouts.ib_retry_cnt;
+  const std::int64_t retry_ns = std::max<std::int64_t>(1, rdma.adaptive_retransmission ? to_ns(rdma.rtt_s) : try_ns);
   const std::int64_t retries = (down_ns + retry_ns - 1) / retry_ns;
   stalled_until_ns_ = std::max(stalled_until_ns_, now_ns_ + retries * retry_ns);
   mode_ = JobMode::Stalled;
@@ -82,7 +117,7 @@ void RunWorld::schedule_complaint(NodeId node, bool stopped) {
   Outage& outage = links_down_.at(node);
   outage.symptom_on_its_way = true;
   const std::int64_t id = outage.id, epoch = controller_.epoch(), last_seen_ns = now_ns_;
-  agenda_.at(now_ns_ + to_ns(input_.policy.timeouts.link_s), [this, node, id, epoch, last_seen_ns, stopped] {
+  agenda_.at(now_ns_ + patience_ns(outage), [this, node, id, epoch, last_seen_ns, stopped] {
     const auto its = links_down_.find(node);
     if (its == links_down_.end() || its->second.id != id) return;
     its->second.symptom_on_its_way = false;

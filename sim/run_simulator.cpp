@@ -89,7 +89,8 @@ void check_work(const RunInput& input, const std::string& path, Problems& proble
 Bytes to_bytes(const JobState& state) {
   auto slow = nlohmann::json::array(), moved = nlohmann::json::array();
   for (const InjectedFault& fault : state.slow)
-    slow.push_back({static_cast<int>(fault.kind), fault.node, fault.device, fault.factor});
+    slow.push_back({static_cast<int>(fault.kind), fault.node, fault.device, fault.factor, fault.loss,
+                    static_cast<int>(fault.direction)});
   for (const MovedNode& its : state.moved) moved.push_back({its.position, its.place});
   return nlohmann::json::to_cbor(nlohmann::json::array({slow, moved, state.nic_share, state.spares_among}));
 }
@@ -103,6 +104,8 @@ JobState state_from(const Bytes& bytes) {
     fault.node = entry[1];
     fault.device = entry[2];
     fault.factor = entry[3];
+    fault.loss = entry[4];
+    fault.direction = static_cast<LinkDirection>(entry[5].get<int>());
     state.slow.push_back(fault);
   }
   for (const auto& entry : question[1]) state.moved.push_back({entry[0], entry[1]});

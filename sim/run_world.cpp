@@ -268,6 +268,8 @@ void RunWorld::strike(const faults::Fault& fault, Damage damage) {
   const bool stops_job = fault.cause < causes.size() && causes[fault.cause].stops_job;
   if (fault.mode == FaultMode::StorageOutage && !stops_job)
     return strike_storage(now_ns_ + fault.duration_ns.value_or(0));
+  if (fault.mode == FaultMode::BootstrapFailure && !stops_job)
+    return strike_bootstrap(now_ns_ + fault.duration_ns.value_or(0));
   if (fault.mode == FaultMode::UserError) return make_user_error(fault);
   if (fault.node == faults::kWholeJob) return strike_job(fault);
   if (row.effect == faults::Effect::CorruptsSilently && !stops_job) return corrupt(fault.node);
@@ -276,10 +278,19 @@ void RunWorld::strike(const faults::Fault& fault, Damage damage) {
     part.kind = kind_of(fault.mode);
     part.node = fault.node;
     part.device = fault.device;
-    part.factor = fault.factor;
+    part.factor = fault.loss > 0 ? slowdown_by_loss(input_.cluster, fault.loss) : fault.factor;
+    part.loss = fault.loss;
+    part.direction = fault.direction;
     std::optional<std::int64_t> ends_at_ns;
     if (fault.duration_ns) ends_at_ns = now_ns_ + *fault.duration_ns;
-    return begin_slow(part, ends_at_ns);
+    return begin_slow({part}, ends_at_ns);
+  }
+  if (input_.cluster.dual_tor && (fault.mode == FaultMode::LinkDown || fault.mode == FaultMode::LinkFlap) &&
+      !stops_job) {
+    const std::int64_t lasts_ns = fault.repair_ns     ? *fault.repair_ns
+                                  : fault.duration_ns ? *fault.duration_ns
+                                                      : drawn_ns(row.mends);
+    return port_down({{fault.node}, {fault.device}}, {++outages_, fault.cause, now_ns_ + lasts_ns, fault});
   }
   // A link that comes back by itself may be no more than a stall.
   if (row.effect == faults::Effect::Stalls && row.scope == faults::ModeScope::Network && fault.duration_ns)
@@ -289,13 +300,24 @@ void RunWorld::strike(const faults::Fault& fault, Damage damage) {
 }
 
 /// The links of all nodes below the switch at once; the nodes are sound. One failure, counted once it bites.
-void RunWorld::strike_leaf(const faults::Fault& fault, Damage damage) {
+void RunWorld::strike_leaf(faults::Fault fault, const Damage& damage) {
   std::optional<std::int64_t> up_ns = damage.ends_at_ns;
-  if (!damage.injected) up_ns = now_ns_ + drawn_ns(faults::row_of(fault.mode).mends);
-  const Outage outage{++outages_, fault.cause, up_ns, fault};
-  const std::int64_t size = nodes_per_leaf(input_.cluster), leaf = place_of(places_, fault.node) / size;
-  for (NodeId node = 0; node < held_nodes_; ++node)
-    if (place_of(places_, node) / size == leaf) link_down(node, outage);
+  if (!damage.injected)
+    up_ns = now_ns_ + (fault.duration_ns ? *fault.duration_ns : drawn_ns(faults::row_of(fault.mode).mends));
+  const std::int64_t id = ++outages_, watchdog_ns = to_ns(input_.cluster.rdma.pfc_watchdog_s);
+  if (fault.mode == FaultMode::PfcStorm && watchdog_ns > 0 && (!up_ns || *up_ns > now_ns_ + watchdog_ns)) {
+    // Then the switch listens to the NIC no longer that pauses it, and drops what is for it.
+    agenda_.at(now_ns_ + watchdog_ns, [this, fault, outage = Outage{id, fault.cause, up_ns, fault}] {
+      input_.cluster.dual_tor ? port_down({{fault.node}, {fault.device}}, outage) : link_down(fault.node, outage);
+    });
+    up_ns = now_ns_ + watchdog_ns;
+  }
+  if (up_ns) fault.duration_ns = *up_ns - now_ns_;
+  Outage outage{id, fault.cause, up_ns, fault};
+  outage.silent = faults::row_of(fault.mode).effect == faults::Effect::Hangs;
+  const NicsOfLeaf below = nics_of_leaf(input_.cluster, places_, held_nodes_, fault.node, fault.device);
+  if (input_.cluster.dual_tor && !outage.silent) return port_down(below, outage);
+  for (const NodeId node : below.nodes) link_down(node, outage);
 }
 
 /// Never beyond twice the run.
@@ -337,6 +359,16 @@ void RunWorld::strike_storage(std::int64_t until_ns) {
     if (now_ns_ < storage_down_until_ns_) return;  // another outage goes on
     trace_.add(now_ns_, RunEventKind::FaultEnds, -1, "storage_outage");
     storage_.remote_down(false);
+  });
+}
+
+/// Ranks cannot find each other for a while: who trains does not notice, communicators that are built wait.
+void RunWorld::strike_bootstrap(std::int64_t until_ns) {
+  trace_.add(now_ns_, RunEventKind::FaultBegins, -1, "bootstrap_failure");
+  bootstrap_down_until_ns_ = std::max(bootstrap_down_until_ns_, until_ns);
+  if (until_ns > duration_ns_) return;
+  agenda_.at(until_ns, [this] {
+    if (now_ns_ >= bootstrap_down_until_ns_) trace_.add(now_ns_, RunEventKind::FaultEnds, -1, "bootstrap_failure");
   });
 }
 
@@ -442,9 +474,14 @@ void RunWorld::begin_injected(std::size_t index) {
     ends_at_ns = now_ns_ + drawn_ns(faults::row_of(*fault.mode).lasts);
   switch (fault.kind) {
     case InjectedKind::GpuSlow:
-    case InjectedKind::NicSlow: return begin_slow(fault, ends_at_ns);
-    case InjectedKind::LinkDown:
-      return link_down(fault.node, {++outages_, result_.by_cause.size() - 1, ends_at_ns, std::nullopt});
+    case InjectedKind::NicSlow: return begin_slow(by_part({fault}, input_.cluster, {}, 0), ends_at_ns);
+    case InjectedKind::LinkDown: {
+      if (fault.mode && faults::row_of(*fault.mode).scope == faults::ModeScope::Leaf) break;
+      const Outage outage{++outages_, result_.by_cause.size() - 1, ends_at_ns, std::nullopt};
+      const bool one_port = !fault.mode || fault.mode == FaultMode::LinkDown || fault.mode == FaultMode::LinkFlap;
+      if (input_.cluster.dual_tor && one_port) return port_down({{fault.node}, {fault.device}}, outage);
+      return link_down(fault.node, outage);
+    }
     case InjectedKind::NodeCrash: break;
   }
   Damage damage;
@@ -455,20 +492,23 @@ void RunWorld::begin_injected(std::size_t index) {
   faults::Fault its{.at_ns = now_ns_, .cause = result_.by_cause.size() - 1, .mode = *fault.mode};
   its.node = scope_of(its.mode) == FaultScope::Job ? faults::kWholeJob : fault.node;
   its.device = fault.device;
-  if (ends_at_ns || its.mode == FaultMode::StorageOutage)
+  if (ends_at_ns || its.mode == FaultMode::StorageOutage || its.mode == FaultMode::BootstrapFailure)
     its.duration_ns = ends_at_ns.value_or(duration_ns_ + 1) - now_ns_;
   strike(its, damage);
 }
 
-void RunWorld::begin_slow(const InjectedFault& part, std::optional<std::int64_t> ends_at_ns) {
-  if (in_shop_.contains(part.node)) return;
-  trace_.add(now_ns_, RunEventKind::FaultBegins, part.node,
-             part.kind == InjectedKind::GpuSlow ? "gpu_slow" : "nic_slow");
-  const std::int64_t id = slow_begun_++;
-  slow_.emplace(id, part);
-  if (ends_at_ns && *ends_at_ns <= duration_ns_) agenda_.at(*ends_at_ns, [this, id] { end_slow(id); });
+void RunWorld::begin_slow(const std::vector<InjectedFault>& parts, std::optional<std::int64_t> ends_at_ns) {
+  std::vector<std::int64_t> begun;
+  for (const InjectedFault& part : parts) {
+    if (in_shop_.contains(part.node)) continue;
+    trace_.add(now_ns_, RunEventKind::FaultBegins, part.node,
+               part.kind == InjectedKind::GpuSlow ? "gpu_slow" : "nic_slow");
+    begun.push_back(slow_begun_++);
+    slow_.emplace(begun.back(), part);
+    if (ends_at_ns && *ends_at_ns <= duration_ns_) agenda_.at(*ends_at_ns, [this, id = begun.back()] { end_slow(id); });
+  }
   state_changed();
-  watch_straggler(id);
+  for (const std::int64_t id : begun) watch_straggler(id);
 }
 
 void RunWorld::end_slow(std::int64_t id) {
@@ -646,8 +686,7 @@ JobState RunWorld::job_state() {
     fault.duration_s.reset();
     state.slow.push_back(fault);
   }
-  const auto key = [](const InjectedFault& f) { return std::tuple(f.node, f.device, f.kind, f.factor); };
-  const auto less = [&](const InjectedFault& a, const InjectedFault& b) { return key(a) < key(b); };
+  const auto less = [](const InjectedFault& a, const InjectedFault& b) { return key_of(a) < key_of(b); };
   std::sort(state.slow.begin(), state.slow.end(), less);
   find_moved();
   state.moved = moved_;
@@ -671,8 +710,7 @@ void RunWorld::find_moved() {
 /// Asks for the step time anew if the job's state is another one.
 void RunWorld::state_changed() {
   JobState state = job_state();
-  const auto key = [](const InjectedFault& f) { return std::tuple(f.node, f.device, f.kind, f.factor); };
-  const auto same = [&](const InjectedFault& a, const InjectedFault& b) { return key(a) == key(b); };
+  const auto same = [](const InjectedFault& a, const InjectedFault& b) { return key_of(a) == key_of(b); };
   const bool slow_alike =
       std::equal(state.slow.begin(), state.slow.end(), state_.slow.begin(), state_.slow.end(), same);
   if (slow_alike && state.moved == state_.moved && state.nic_share == state_.nic_share &&
@@ -759,6 +797,10 @@ void RunWorld::phase_over(const Action& action) {
   const bool needs_processes = !std::holds_alternative<recovery::Fence>(action.body) &&
                                !std::holds_alternative<recovery::PromoteSpare>(action.body);
   if (needs_processes && processes_crashed_) return;
+  if (std::holds_alternative<recovery::BuildCommunicators>(action.body) && now_ns_ < bootstrap_down_until_ns_) {
+    constexpr std::int64_t kRetryNs = 20'000'000'000;  // of NCCL's bootstrap sockets
+    return agenda_.at(now_ns_ + kRetryNs, [this, action] { phase_over(action); });
+  }
   const std::vector<NodeId> broken = blockers(action), unreachable = unreachable_for(action);
   if (broken.empty() && unreachable.empty()) return phase_acted(action);
   blocked_phase_ = action;

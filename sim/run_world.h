@@ -19,6 +19,7 @@
 #include "models/faults/symptoms.h"
 #include "models/recovery/controller.h"
 #include "models/recovery/replay.h"
+#include "sim/nic_faults.h"
 #include "sim/run_agenda.h"
 #include "sim/run_result.h"
 #include "sim/run_simulator.h"
@@ -74,6 +75,8 @@ class RunWorld {
     std::optional<std::int64_t> up_ns;  // unset: never
     std::optional<faults::Fault> fault;
     bool symptom_on_its_way = false;
+    /// No queue pair gives up: those who wait find out by themselves.
+    bool silent = false;
   };
 
   struct AskedCheckpoint {
@@ -92,12 +95,13 @@ class RunWorld {
   void pull_faults();
   /// With what is known of the damage already; the rest follows from the fault.
   void strike(const faults::Fault& fault, Damage damage);
-  void strike_leaf(const faults::Fault& fault, Damage damage);
+  void strike_leaf(faults::Fault fault, const Damage& damage);
   std::int64_t drawn_ns(const faults::LognormalSeconds& its);
   void strike_job(const faults::Fault& fault);
   void crash_processes(const faults::Fault& fault);
   void repeat_user_error();
   void strike_storage(std::int64_t until_ns);
+  void strike_bootstrap(std::int64_t until_ns);
   void make_user_error(const faults::Fault& fault);
   void corrupt(NodeId node);
   void announce_maintenance(std::size_t index);
@@ -105,12 +109,15 @@ class RunWorld {
   void count_failure(std::size_t cause, NodeId node);
   void arm_injected(std::size_t index);
   void begin_injected(std::size_t index);
-  void begin_slow(const InjectedFault& part, std::optional<std::int64_t> ends_at_ns);
+  void begin_slow(const std::vector<InjectedFault>& parts, std::optional<std::int64_t> ends_at_ns);
   void end_slow(std::int64_t id);
   void watch_straggler(std::int64_t id);
 
   // Links: run_links.cpp.
   void link_down(NodeId node, const Outage& outage);
+  void port_down(const NicsOfLeaf& nics, const Outage& outage);
+  [[nodiscard]] bool has_lost_a_port(NodeId node, std::int64_t device) const;
+  [[nodiscard]] std::int64_t patience_ns(const Outage& outage) const;
   [[nodiscard]] bool link_is_down(NodeId node) const;
   void link_bites(NodeId node, std::int64_t id);
   void link_stall(std::int64_t down_ns);
@@ -269,6 +276,7 @@ class RunWorld {
   std::int64_t user_error_until_ns_ = 0;
   faults::Fault user_error_;
   std::int64_t storage_down_until_ns_ = 0;
+  std::int64_t bootstrap_down_until_ns_ = 0;
   /// A software failure struck while processes came up: nothing of this epoch will finish.
   bool processes_crashed_ = false;
   std::optional<recovery::Action> blocked_phase_;

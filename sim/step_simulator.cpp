@@ -15,6 +15,7 @@
 #include "sim/child_process.h"
 #include "sim/conductor.h"
 #include "sim/fold.h"
+#include "sim/nic_faults.h"
 #include "sim/platform.h"
 
 namespace trainyard {
@@ -47,13 +48,14 @@ constexpr std::int64_t kMaxOps = 200'000'000;
 
 /// In the calling process, which must not have used SimGrid before.
 Result<StepResult> simulate_here(const StepProgram& program, const ClusterSpec& cluster, const CostModel& cost,
-                                 const StepOptions& options, const std::vector<double>& contention) {
+                                 StepOptions options, const std::vector<double>& contention) {
   const auto started = std::chrono::steady_clock::now();
   const auto seconds = [&] {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
   };
   const Platform platform(cluster, program.plan.ranks(), cost.nic_payload_rate(cluster.nic_bytes_per_s), options.moved,
                           options.spares_among);
+  options.degradations = by_part(options.degradations, cluster, platform.places(), platform.nodes());
   const Fold folded = fold(program.plan, platform, options.degradations, options.unfold);
   if (const std::int64_t ops = ops_of(program, folded); ops > kMaxOps) {
     Problem problem;

@@ -18,13 +18,18 @@
 #include "models/program/program.h"
 #include "models/spec/cluster_spec.h"
 #include "models/spec/fault_spec.h"
+#include "models/spec/policy_spec.h"
 #include "sim/job_state.h"
 
 namespace trainyard {
 
 struct StepOptions {
-  /// GpuSlow, NicSlow and LinkDown; times are relative to the start of the step, `node` is a position in the job.
+  /// What slows GPUs, NICs and leaves, or takes their links down; times are relative to the start of the step, `node`
+  /// is a position in the job.
   std::vector<InjectedFault> degradations;
+  /// After which a queue pair whose link is down gives up, in so many tries: NCCL's defaults.
+  double queue_pair_timeout_s = DetectionLadder().link_s;
+  double queue_pair_tries = static_cast<double>(DetectionLadder().ib_retry_cnt);
   /// Spares that fill a position from elsewhere.
   std::vector<MovedNode> moved;
   /// Spares that stand among the job's nodes, as JobState has them.

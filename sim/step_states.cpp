@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <tuple>
 #include <utility>
 
 #include <fmt/format.h>
@@ -26,7 +27,7 @@ using Slowest = std::map<InjectedKind, InjectedFault>;
 bool as_slow(const Slowest& a, const Slowest& b) {
   return std::all_of(b.begin(), b.end(), [&a](const auto& part) {
     const auto found = a.find(part.first);
-    return found != a.end() && found->second.factor >= part.second.factor;
+    return found != a.end() && found->second.factor >= part.second.factor && found->second.loss >= part.second.loss;
   });
 }
 
@@ -42,8 +43,12 @@ bool outdone(const Slowest& slowest, std::int64_t pace, const std::map<std::int6
 
 std::string StepQuestion::key() const {
   std::string key = without_tiers ? "no tiers;" : "";
-  for (const InjectedFault& fault : state.slow)
-    key += fmt::format("{}/{}/{}/{:a};", static_cast<int>(fault.kind), fault.node, fault.device, fault.factor);
+  for (const InjectedFault& fault : state.slow) {
+    key += fmt::format("{}/{}/{}/{:a}", static_cast<int>(fault.kind), fault.node, fault.device, fault.factor);
+    if (fault.loss > 0) key += fmt::format("/loses {:a}", fault.loss);
+    if (fault.direction != LinkDirection::Both) key += fmt::format("/{}", to_string(fault.direction));
+    key += ";";
+  }
   if (state.nic_share != 1) key += fmt::format("nics at {:a};", state.nic_share);
   for (const MovedNode& moved : state.moved) key += fmt::format("{}>{};", moved.position, moved.place);
   if (state.spares_among != 0) key += fmt::format("{} spares among;", state.spares_among);
@@ -72,23 +77,36 @@ StepStates::StepStates(const ParallelPlan& plan, const ClusterSpec& cluster, dou
 }
 
 JobState StepStates::reduced(const JobState& state) const {
-  std::map<std::pair<std::int64_t, InjectedKind>, double> factors;  // by rank; several of one kind multiply
-  for (const InjectedFault& part : state.slow)
-    factors.try_emplace({rank_of(part), part.kind}, 1.0).first->second *= part.factor;
+  struct Part {
+    double factor = 1, loss = 0;
+  };
+  std::map<std::tuple<std::int64_t, InjectedKind, LinkDirection>, Part> parts;  // by rank; several of one kind multiply
+  for (const InjectedFault& part : state.slow) {
+    Part& its = parts[{rank_of(part), part.kind, part.direction}];
+    its.factor *= part.factor;
+    its.loss += part.loss;
+  }
   JobState out;
   out.nic_share = state.nic_share;
   if (tiers_matter_) out.spares_among = state.spares_among;
   const std::vector<MovedNode> moved = away(state);
   if (exact_) {
-    for (const auto& [where, factor] : factors) out.slow.push_back(fault_of(where.first, where.second, factor));
+    for (const auto& [where, its] : parts) {
+      const auto& [rank, kind, direction] = where;
+      out.slow.push_back(fault_of(rank, kind, its.factor, its.loss));
+      out.slow.back().direction = direction;
+    }
     out.moved = moved;
     return out;
   }
   std::map<std::int64_t, std::map<std::int64_t, Slowest>> stages;  // by stage, then by those who go at one pace
-  for (const auto& [where, factor] : factors) {
-    if (factor <= 1) continue;
-    InjectedFault& its = stages[stage_of(where.first)][pace_of(where.first)][where.second];
-    if (factor > its.factor) its = fault_of(where.first, where.second, factor);
+  for (const auto& [where, part] : parts) {
+    const auto& [rank, kind, direction] = where;  // one that is slow one way counts as one that is slow both ways
+    if (part.factor <= 1) continue;
+    InjectedFault& its = stages[stage_of(rank)][pace_of(rank)][kind];
+    const double loss = std::max(its.loss, part.loss);
+    if (part.factor > its.factor) its = fault_of(rank, kind, part.factor, loss);
+    its.loss = loss;
   }
   for (const auto& [stage, paces] : stages)
     for (const auto& [pace, slowest] : paces)
@@ -117,7 +135,7 @@ double StepStates::slowdown(const std::vector<InjectedFault>& slowest, const Ask
   std::map<std::int64_t, std::map<std::int64_t, double>> extra_s;  // by stage, then by those who go at one pace
   for (const InjectedFault& part : slowest) {
     const std::int64_t rank = rank_of(part), stage = stage_of(rank);
-    extra_s[stage][pace_of(rank)] += stage_s(stage, part.kind, part.factor, ask) - healthy_s;
+    extra_s[stage][pace_of(rank)] += stage_s(stage, part, ask) - healthy_s;
   }
   double sum_s = 0, most_s = 0;
   for (const auto& [stage, by_pace] : extra_s) {
@@ -137,32 +155,36 @@ std::int64_t StepStates::rank_of(const InjectedFault& part) const {
   return part.node * cluster_.gpus_per_node + part.device;
 }
 
-double StepStates::stage_s(std::int64_t stage, InjectedKind kind, double factor, const Ask& ask) const {
-  const double grid = grid_of(kind);
-  const double below = std::pow(grid, std::floor(std::log(factor) / std::log(grid) + 1e-9)), above = below * grid;
-  const auto at = [&](double its) { return its <= 1 ? ask({{}, true}) : ask(slow_stage(stage, kind, its)); };
-  const double share = (factor - below) / (above - below);
+double StepStates::stage_s(std::int64_t stage, const InjectedFault& part, const Ask& ask) const {
+  const double grid = grid_of(part.kind);
+  const double below = std::pow(grid, std::floor(std::log(part.factor) / std::log(grid) + 1e-9)), above = below * grid;
+  const auto at = [&](double factor) {
+    return factor <= 1 && part.loss == 0 ? ask({{}, true}) : ask(slow_stage(stage, part.kind, factor, part.loss));
+  };
+  const double share = (part.factor - below) / (above - below);
   return share < 1e-6 ? at(below) : at(below) * (1 - share) + at(above) * share;
 }
 
-/// Every rank that goes at the pace of a slow one, in the first replica.
-StepQuestion StepStates::slow_stage(std::int64_t stage, InjectedKind kind, double factor) const {
+/// Every rank that goes at the pace of a slow one, in the first replica. What one of them loses holds them all up.
+StepQuestion StepStates::slow_stage(std::int64_t stage, InjectedKind kind, double factor, double loss) const {
   StepQuestion question;
   question.without_tiers = true;
   Coordinates at;
   at.pp = stage;
   for (at.dp = 0; at.dp < dp_together_; ++at.dp)
     for (at.cp = 0; at.cp < cp_; ++at.cp)
-      for (at.tp = 0; at.tp < tp_; ++at.tp) question.state.slow.push_back(fault_of(mesh_.rank(at), kind, factor));
+      for (at.tp = 0; at.tp < tp_; ++at.tp)
+        question.state.slow.push_back(fault_of(mesh_.rank(at), kind, factor, std::exchange(loss, 0)));
   return question;
 }
 
-InjectedFault StepStates::fault_of(std::int64_t rank, InjectedKind kind, double factor) const {
+InjectedFault StepStates::fault_of(std::int64_t rank, InjectedKind kind, double factor, double loss) const {
   InjectedFault fault;
   fault.kind = kind;
   fault.node = rank / cluster_.gpus_per_node;
   fault.device = rank % cluster_.gpus_per_node;
   fault.factor = factor;
+  fault.loss = loss;
   return fault;
 }
 

@@ -64,9 +64,9 @@ class StepStates {
   /// Ranks of a stage with the same number here wait for each other in every layer.
   [[nodiscard]] std::int64_t pace_of(std::int64_t rank) const;
   [[nodiscard]] double slowdown(const std::vector<InjectedFault>& slowest, const Ask& ask) const;
-  [[nodiscard]] double stage_s(std::int64_t stage, InjectedKind kind, double factor, const Ask& ask) const;
-  [[nodiscard]] StepQuestion slow_stage(std::int64_t stage, InjectedKind kind, double factor) const;
-  [[nodiscard]] InjectedFault fault_of(std::int64_t rank, InjectedKind kind, double factor) const;
+  [[nodiscard]] double stage_s(std::int64_t stage, const InjectedFault& part, const Ask& ask) const;
+  [[nodiscard]] StepQuestion slow_stage(std::int64_t stage, InjectedKind kind, double factor, double loss) const;
+  [[nodiscard]] InjectedFault fault_of(std::int64_t rank, InjectedKind kind, double factor, double loss) const;
   [[nodiscard]] std::vector<MovedNode> away(const JobState& state) const;
 
   Mesh mesh_;

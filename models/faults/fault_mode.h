@@ -73,6 +73,8 @@ struct ModeRow {
   Mend mend = Mend::Reboot;
   /// Of modes that slow: uniform between these. 1 for the others.
   double slowdown_least = 1, slowdown_most = 1;
+  /// Of modes that lose packets: the share, evenly by its logarithm between these. What it slows follows from it.
+  double loss_least = 0, loss_most = 0;
   /// Of modes that pass by themselves: how long they last.
   LognormalSeconds lasts = {};
   /// How long the mend takes once it has begun, where the source of faults does not say.

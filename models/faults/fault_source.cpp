@@ -16,6 +16,10 @@ void draw_details(Fault& fault, std::int64_t gpus_per_node, RandomStream& draws)
   fault.device = static_cast<std::int64_t>(draws.below(static_cast<std::uint64_t>(gpus_per_node)));
   const double where = draws.uniform(), lasts = draws.normal();
   fault.factor = row.slowdown_least + where * (row.slowdown_most - row.slowdown_least);
+  if (row.loss_most > 0) {
+    fault.loss = row.loss_least * std::pow(row.loss_most / row.loss_least, where);
+    fault.direction = lasts < 0 ? LinkDirection::Out : LinkDirection::In;
+  }
   // Cut at a year, far from what int64 nanoseconds hold.
   constexpr double kYear_s = 365.0 * 86400;
   if (row.mend == Mend::Itself)

@@ -39,6 +39,9 @@ struct Fault {
   std::int64_t device = 0;
   /// How many times slower, of modes that slow; else 1.
   double factor = 1;
+  /// Share of packets that is lost, and which way, of modes that lose some.
+  double loss = 0;
+  LinkDirection direction = LinkDirection::Both;
   /// After how long it passes by itself, of causes; unset: it waits to be mended.
   std::optional<std::int64_t> duration_ns = {};
   /// From `at_ns` until the node is sound again, if the source knows: fleet and trace do.

@@ -27,6 +27,30 @@ enum class Routing : std::uint8_t {
   Ecmp,      // each flow over one, which a hash of its ends picks: some get several, some none
 };
 
+/// What a queue pair does about a packet that got lost.
+enum class Retransmission : std::uint8_t {
+  GoBackN,          // sends it and all after it again: RoCE NICs as shipped
+  SelectiveRepeat,  // sends it again, alone
+};
+
+/// What tells senders that a receiver gets too much.
+enum class CongestionControl : std::uint8_t {
+  None,   // nothing has to: receivers admit what they can take (Llama 3 ran so, arXiv 2407.21783)
+  Dcqcn,  // marked packets; senders start at line rate and cut it once they hear (Zhu et al., SIGCOMM 2015)
+};
+
+/// The transport, as NICs and switches are set. What queue pairs wait for is the job's: DetectionLadder.
+struct RdmaSpec {
+  double rtt_s = 10e-6;
+  std::int64_t packet_bytes = 4096;
+  Retransmission retransmission = Retransmission::GoBackN;
+  /// A lost last packet is noticed after a round trip, not after a queue pair's timeout (MegaScale turns it on).
+  bool adaptive_retransmission = false;
+  CongestionControl congestion_control = CongestionControl::None;
+  /// A switch ignores a port that has paused it for so long; 0: it never does.
+  double pfc_watchdog_s = 0;
+};
+
 struct StorageSpec {
   /// Shared by the whole cluster; 0: saving costs only the stall.
   double remote_write_bytes_per_s = 0;
@@ -55,6 +79,10 @@ struct ClusterSpec {
   std::int64_t ecmp_seed = 0;
   /// From the leaf up; empty: one flat non-blocking switch.
   std::vector<FabricTier> tiers;
+  /// Each NIC has two ports, of half its rate each, to two leaf switches, and one queue pair spans both: with one of
+  /// them gone it goes on at half its rate (Alibaba HPN, SIGCOMM 2024).
+  bool dual_tor = false;
+  RdmaSpec rdma;
   StorageSpec storage;
 
   [[nodiscard]] std::int64_t gpus() const { return nodes * gpus_per_node; }

@@ -70,7 +70,12 @@ void read_injected(ObjectReader& from, InjectedFault& fault) {
       .optional_number("duration_s", fault.duration_s, {0, 1e10})
       .integer("node", fault.node, {0, 10'000'000})
       .integer("device", fault.device, {0, 1023})
-      .number("factor", fault.factor, {1, 1e6});
+      .number("factor", fault.factor, {1, 1e6})
+      .number("loss", fault.loss, {0, 0.5})
+      .choice<LinkDirection>("direction", fault.direction,
+                             {{"both", LinkDirection::Both}, {"out", LinkDirection::Out}, {"in", LinkDirection::In}});
+  // 400 to 200 Gb/s, x16 to x8: both are half.
+  if (fault.mode == FaultMode::RateDowngrade && !from.has("factor")) fault.factor = 2;
   const char* what = fault.mode ? to_string(*fault.mode) : "node_crash";
   if (from.has("device") && !has_device(fault))
     from.problem("device", fmt::format("means nothing for a {}, which is not of one device", what), "remove it");

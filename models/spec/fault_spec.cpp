@@ -31,7 +31,17 @@ const std::array<const char*, kFaultModes>& fault_mode_names() {
                                                                "nic_degraded",
                                                                "link_down",
                                                                "link_flap",
+                                                               "gray_loss",
+                                                               "rate_downgrade",
+                                                               "gid_misconfigured",
+                                                               "mtu_mismatch",
+                                                               "pfc_misconfigured",
+                                                               "acs_enabled",
                                                                "switch_crash",
+                                                               "leaf_flap",
+                                                               "pfc_storm",
+                                                               "pfc_deadlock",
+                                                               "bootstrap_failure",
                                                                "storage_outage",
                                                                "software_crash",
                                                                "software_hang",
@@ -43,6 +53,15 @@ const char* to_string(FaultMode mode) {
   const auto index = static_cast<std::size_t>(mode);
   TY_CHECK(index < kFaultModes, "the mode is one of the enumeration");
   return fault_mode_names()[index];
+}
+
+const char* to_string(LinkDirection direction) {
+  switch (direction) {
+    case LinkDirection::Both: return "both";
+    case LinkDirection::Out: return "out";
+    case LinkDirection::In: return "in";
+  }
+  return "";
 }
 
 FaultScope scope_of(FaultMode mode) {
@@ -62,10 +81,20 @@ FaultScope scope_of(FaultMode mode) {
     case FaultMode::HostMaintenance:
     case FaultMode::HostMemory:
     case FaultMode::NicLost:
-    case FaultMode::NicDegraded: return FaultScope::Node;
+    case FaultMode::NicDegraded:
+    case FaultMode::RateDowngrade:
+    case FaultMode::PfcMisconfigured:
+    case FaultMode::AcsEnabled: return FaultScope::Node;
     case FaultMode::LinkDown:
     case FaultMode::LinkFlap:
-    case FaultMode::SwitchCrash: return FaultScope::Network;
+    case FaultMode::GrayLoss:
+    case FaultMode::GidMisconfigured:
+    case FaultMode::MtuMismatch:
+    case FaultMode::SwitchCrash:
+    case FaultMode::LeafFlap:
+    case FaultMode::PfcStorm:
+    case FaultMode::PfcDeadlock: return FaultScope::Network;
+    case FaultMode::BootstrapFailure:
     case FaultMode::StorageOutage:
     case FaultMode::SoftwareCrash:
     case FaultMode::SoftwareHang:
@@ -89,10 +118,19 @@ InjectedKind kind_of(FaultMode mode) {
     case FaultMode::GpuThermalThrottle:
     case FaultMode::GpuPowerThrottle: return InjectedKind::GpuSlow;
     case FaultMode::NicDegraded:
+    case FaultMode::GrayLoss:
+    case FaultMode::RateDowngrade:
+    case FaultMode::PfcMisconfigured:
+    case FaultMode::AcsEnabled:
     case FaultMode::LooseConnection:  // PCIe: between the GPU and its NIC
     case FaultMode::MisconfiguredAfterRepair: return InjectedKind::NicSlow;
     case FaultMode::LinkDown:
-    case FaultMode::LinkFlap: return InjectedKind::LinkDown;
+    case FaultMode::LinkFlap:
+    case FaultMode::GidMisconfigured:
+    case FaultMode::MtuMismatch:
+    case FaultMode::SwitchCrash:
+    case FaultMode::LeafFlap:
+    case FaultMode::PfcStorm: return InjectedKind::LinkDown;
     default: return InjectedKind::NodeCrash;
   }
 }
@@ -177,6 +215,18 @@ void check_injected(RuleChecker& rule, const std::vector<InjectedFault>& injecte
   for (std::size_t i = 0; i < injected.size(); ++i) {
     const InjectedFault& fault = injected[i];
     const bool slows = fault.kind == InjectedKind::GpuSlow || fault.kind == InjectedKind::NicSlow;
+    if (fault.mode == FaultMode::GrayLoss) {
+      rule.expect(fault.loss > 0, fmt::format("injected[{}].loss", i), fmt::format("{:g}", fault.loss),
+                  "must be above 0 for a link that loses packets", "say which share of them: 1e-4, say");
+      rule.expect(fault.factor == 1, fmt::format("injected[{}].factor", i), fmt::format("{:g}", fault.factor),
+                  "follows from the loss", "remove it");
+      continue;
+    }
+    rule.expect(fault.loss == 0, fmt::format("injected[{}].loss", i), fmt::format("{:g}", fault.loss),
+                "means something only of the mode gray_loss", "remove it, or set \"mode\": \"gray_loss\"");
+    rule.expect(fault.direction == LinkDirection::Both || fault.kind == InjectedKind::NicSlow,
+                fmt::format("injected[{}].direction", i), to_string(fault.direction),
+                "means something only of a NIC that is slow or loses packets", "remove it");
     rule.expect(!slows || fault.factor > 1, fmt::format("injected[{}].factor", i), fmt::format("{:g}", fault.factor),
                 "must be above 1 for a device that is slow", "say how many times slower it is");
     rule.expect(slows || fault.factor == 1, fmt::format("injected[{}].factor", i), fmt::format("{:g}", fault.factor),

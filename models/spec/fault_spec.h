@@ -37,13 +37,23 @@ enum class FaultMode : std::uint8_t {
   NicDegraded,
   LinkDown,
   LinkFlap,
-  SwitchCrash,  // a leaf: all its nodes at once
+  GrayLoss,          // a link loses packets, in one direction, and nobody says so
+  RateDowngrade,     // 400 to 200 Gb/s, or PCIe x16 to x8
+  GidMisconfigured,  // the NIC connects to nobody
+  MtuMismatch,       // small packets pass, large ones do not
+  PfcMisconfigured,  // PFC or DSCP unset: packets are dropped where they should wait
+  AcsEnabled,        // PCIe's access control on: what the NIC reads goes round by the processor
+  SwitchCrash,       // a leaf: all its nodes at once
+  LeafFlap,          // all ports of a leaf, for seconds
+  PfcStorm,          // a NIC pauses its leaf, and the leaf all others
+  PfcDeadlock,       // buffers that wait for each other
+  BootstrapFailure,  // ranks cannot find each other out of band
   StorageOutage,
   SoftwareCrash,
   SoftwareHang,
   UserError,  // strikes again after each restart, until a human mends it
 };
-inline constexpr std::size_t kFaultModes = 23;
+inline constexpr std::size_t kFaultModes = 33;
 
 /// snake_case, as in JSON: "gpu_off_bus".
 const char* to_string(FaultMode mode);
@@ -71,12 +81,17 @@ struct FaultCause {
 /// What a degradation does to the part that it strikes. Kills are failures; the others only slow.
 enum class InjectedKind {
   GpuSlow,    // every kernel of one GPU takes `factor` times as long
-  NicSlow,    // one NIC runs at 1/factor of its line rate
+  NicSlow,    // one NIC runs at 1/factor of its line rate, or loses packets
   LinkDown,   // one NIC's link is down: a stall, and a communicator error once retries are spent
   NodeCrash,  // the node is gone
 };
 /// The nearest of the four kinds, for a world that knows no more than these.
 InjectedKind kind_of(FaultMode mode);
+
+/// Of a NIC.
+enum class LinkDirection : std::uint8_t { Both, Out, In };
+/// "both", "out", "in".
+const char* to_string(LinkDirection direction);
 
 struct InjectedFault {
   InjectedKind kind = InjectedKind::GpuSlow;
@@ -88,6 +103,9 @@ struct InjectedFault {
   /// Index of the GPU or NIC in the node.
   std::int64_t device = 0;
   double factor = 1;
+  /// Of packets, the share that is lost; of NicSlow. Where `mode` is GrayLoss, `factor` has yet to follow from it.
+  double loss = 0;
+  LinkDirection direction = LinkDirection::Both;  // of NicSlow
   /// What broke, where that was said instead of a kind; `kind` is then kind_of(mode).
   std::optional<FaultMode> mode = {};
 };

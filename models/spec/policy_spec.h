@@ -9,11 +9,17 @@
 
 namespace trainyard {
 
+/// Seconds until a queue pair has retried in vain: 4.096 us * 2^`ib_timeout` * `retries` (InfiniBand specification
+/// 11.6.2; NCCL_IB_TIMEOUT, NCCL_IB_RETRY_CNT).
+double queue_pair_timeout_s(std::int64_t ib_timeout, std::int64_t retries);
+
 /// Timeouts from the innermost layer to the outermost. Each must be longer than the one below it,
 /// or the outer layer kills what the inner one was about to report (torchtitan #2899).
 struct DetectionLadder {
   /// A queue pair's retries: 4.096 us * 2^NCCL_IB_TIMEOUT * NCCL_IB_RETRY_CNT. NCCL's defaults.
   double link_s = 30.064771072;
+  /// Of them: NCCL_IB_RETRY_CNT.
+  std::int64_t ib_retry_cnt = 7;
   double collective_s = 600;
   double process_group_s = 660;
   /// No step done for this long.

@@ -51,6 +51,10 @@ Problems validate(const ClusterSpec& cluster, const std::string& path) {
   return rule.take();
 }
 
+double queue_pair_timeout_s(std::int64_t ib_timeout, std::int64_t retries) {
+  return std::ldexp(4.096e-6, static_cast<int>(ib_timeout)) * static_cast<double>(retries);
+}
+
 double PolicySpec::recovery_s() const {
   return detection_timeout_s + diagnosis_s + fence_s + allocate_s + process_start_s + communicators_s + load_state_s +
          first_step_s;

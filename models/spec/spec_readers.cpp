@@ -72,6 +72,24 @@ void read_model(ObjectReader& from, ModelSpec& model) {
       });
 }
 
+namespace {
+
+void read_rdma(ObjectReader& from, RdmaSpec& rdma) {
+  double rtt_us = rdma.rtt_s * 1e6;
+  from.number("rtt_us", rtt_us, {0.1, 1e6})
+      .integer("packet_bytes", rdma.packet_bytes, {256, 65536})
+      .choice<Retransmission>(
+          "retransmission", rdma.retransmission,
+          {{"go_back_n", Retransmission::GoBackN}, {"selective_repeat", Retransmission::SelectiveRepeat}})
+      .boolean("adaptive_retransmission", rdma.adaptive_retransmission)
+      .choice<CongestionControl>("congestion_control", rdma.congestion_control,
+                                 {{"none", CongestionControl::None}, {"dcqcn", CongestionControl::Dcqcn}})
+      .number("pfc_watchdog_s", rdma.pfc_watchdog_s, {0, 1e6});
+  rdma.rtt_s = rtt_us * 1e-6;
+}
+
+}  // namespace
+
 void read_cluster(ObjectReader& from, ClusterSpec& cluster) {
   from.require({"name", "hardware", "nodes", "nic_bytes_per_s"});
   from.text("name", cluster.name)
@@ -94,6 +112,8 @@ void read_cluster(ObjectReader& from, ClusterSpec& cluster) {
                      .integer("uplinks", tier.uplinks, {0, 1'000'000});
                  cluster.tiers.push_back(tier);
                })
+      .boolean("dual_tor", cluster.dual_tor)
+      .object("rdma", [&](ObjectReader& rdma) { read_rdma(rdma, cluster.rdma); })
       .object("storage", [&](ObjectReader& storage) {
         storage.number("remote_write_bytes_per_s", cluster.storage.remote_write_bytes_per_s, {0, 1e18})
             .number("remote_read_bytes_per_s", cluster.storage.remote_read_bytes_per_s, {0, 1e18})
@@ -119,11 +139,23 @@ void read_checkpoints(ObjectReader& from, CheckpointPolicy& checkpoints) {
       .boolean("hash_vote", checkpoints.hash_vote);
 }
 
+// As NCCL has them, or the seconds that they come to.
+void read_queue_pairs(ObjectReader& from, DetectionLadder& ladder) {
+  std::int64_t timeout = 20;
+  from.integer("ib_timeout", timeout, {1, 31}).integer("ib_retry_cnt", ladder.ib_retry_cnt, {1, 7});
+  if (!from.has("ib_timeout") && !from.has("ib_retry_cnt")) return;
+  if (from.has("link_s"))
+    from.problem("link_s", "follows from ib_timeout and ib_retry_cnt: 4.096 us * 2^ib_timeout * ib_retry_cnt",
+                 "keep one form");
+  ladder.link_s = queue_pair_timeout_s(timeout, ladder.ib_retry_cnt);
+}
+
 void read_policy_parts(ObjectReader& from, PolicySpec& policy) {
   const NumberRange seconds{0, 1e9};
   const IntegerRange count{0, 10'000'000};
   from.object("timeouts",
               [&](ObjectReader& its) {
+                read_queue_pairs(its, policy.timeouts);
                 its.number("link_s", policy.timeouts.link_s, seconds)
                     .number("collective_s", policy.timeouts.collective_s, seconds)
                     .number("process_group_s", policy.timeouts.process_group_s, seconds)

@@ -34,7 +34,8 @@ TEST_CASE("The catalogue is whole and consistent") {
     CHECK(coarse(row.scope) == scope_of(row.mode));
     CHECK_FALSE(row.source.empty());
     const bool slows = row.effect == Effect::Slows;
-    CHECK(slows == (row.slowdown_most > 1));
+    CHECK(slows == (row.slowdown_most > 1 || row.loss_most > 0));
+    CHECK(row.loss_least <= row.loss_most);
     CHECK(row.slowdown_least <= row.slowdown_most);
     CHECK((row.mend == Mend::Itself) == (row.lasts.median_s > 0));
     // What is mended by a machine or a human takes time; a process restart takes what the policy says.

@@ -1,8 +1,10 @@
 // Links and switches in a run: a link that is down harms no node, and is back for all when it is back.
 #include <algorithm>
+#include <cmath>
 
 #include <catch2/catch.hpp>
 
+#include "sim/nic_faults.h"
 #include "tests/sim/run_inputs.h"
 
 using namespace trainyard;
@@ -112,4 +114,118 @@ TEST_CASE("A switch that crashes during a recovery is a failure of its own") {
   software.mode = FaultMode::SoftwareCrash;
   input.faults.injected.push_back(software);
   CHECK(simulate(input).failures == 2);
+}
+
+TEST_CASE("With two switches to a NIC the loss of one slows its leaf and stops nobody") {
+  RunInput input = leaf_crash(7200, Evidence::Timeouts);
+  input.cluster.dual_tor = true;
+  std::size_t most = 0;
+  input.step_times = [&most](const JobState& state) {
+    most = std::max(most, state.slow.size());
+    for (const InjectedFault& part : state.slow) {
+      CHECK(part.kind == InjectedKind::NicSlow);
+      CHECK(part.factor == 2);
+    }
+    return StepTime{state.slow.empty() ? 10.0 : 12.0, 10};
+  };
+  const RunResult run = simulate(input);
+  CHECK(run.failures == 0);
+  CHECK(run.recoveries.empty());
+  CHECK(most == 4);  // at once, all nodes of the leaf
+  CHECK(run.band_s(Band::DegradedSlowdown) == Approx(7200 * (1 - 10.0 / 12)).epsilon(0.01));
+
+  // The other port of a NIC, too: that link is down.
+  InjectedFault port = injected(InjectedKind::LinkDown, 3700, 1, 600);
+  input.faults.injected.push_back(port);
+  CHECK(simulate(input).failures == 1);
+  input.faults.injected.back().node = 5;  // of another leaf: one port
+  CHECK(simulate(input).failures == 0);
+}
+
+TEST_CASE("A leaf that flaps costs a stall, and no node is ejected") {
+  RunInput input = leaf_crash(12, Evidence::All);
+  input.faults.injected[0].at_s = 4000;  // within training
+  input.faults.injected[0].mode = FaultMode::LeafFlap;
+  input.faults.injected[0].kind = kind_of(FaultMode::LeafFlap);
+  const RunResult run = simulate(input);
+  CHECK(run.failures == 0);
+  CHECK(run.effective_training_time > 0.99);
+  // Where queue pairs give up after 7.5 s instead, the same flap is a failure; nodes are sound, and stay.
+  input.policy.timeouts.link_s = queue_pair_timeout_s(18, 7);
+  CHECK(simulate(input).failures == 1);
+}
+
+TEST_CASE("A storm of pauses stops the job for as long as a switch listens to it") {
+  RunInput input = leaf_crash(20, Evidence::All);
+  input.faults.injected[0].mode = FaultMode::PfcStorm;
+  input.faults.injected[0].kind = kind_of(FaultMode::PfcStorm);
+  CHECK(simulate(input).failures == 0);
+  input.faults.injected[0].duration_s = 300;
+  const RunResult whole_leaf = simulate(input);
+  CHECK(whole_leaf.failures == 1);
+  // With a watchdog the NIC alone is cut off, and its node alone is to blame.
+  input.cluster.rdma.pfc_watchdog_s = 0.2;
+  const RunResult one_nic = simulate(input);
+  CHECK(one_nic.failures == 1);
+  CHECK(one_nic.effective_training_time >= whole_leaf.effective_training_time);
+}
+
+TEST_CASE("In a deadlock of pauses nobody's queue pairs tell: those who wait do") {
+  for (const Evidence evidence : {Evidence::Timeouts, Evidence::All}) {
+    RunInput input = leaf_crash(1200, evidence);
+    input.faults.injected[0].mode = FaultMode::PfcDeadlock;
+    input.faults.injected[0].kind = kind_of(FaultMode::PfcDeadlock);
+    const RunResult run = simulate(input);
+    REQUIRE(run.recoveries.size() >= 1);
+    const auto symptom = std::find_if(run.events.begin(), run.events.end(),
+                                      [](const RunEvent& event) { return event.kind == RunEventKind::Symptom; });
+    REQUIRE(symptom != run.events.end());
+    CHECK(static_cast<double>(symptom->time_ns) * 1e-9 >= 3600 + input.policy.timeouts.collective_s);
+    CHECK(run.waiting_for.empty());
+  }
+}
+
+TEST_CASE("Communicators wait for ranks that cannot find each other, in tries of 20 s") {
+  RunInput input = small_job();
+  InjectedFault software = injected(InjectedKind::NodeCrash, 3700, 0), bootstrap = software;
+  software.mode = FaultMode::SoftwareCrash;
+  bootstrap.mode = FaultMode::BootstrapFailure;
+  bootstrap.at_s = 3690;
+  input.faults.injected = {software};
+  const auto total_s = [&] {
+    const RunResult run = simulate(input);
+    CHECK(run.failures == 1);
+    REQUIRE(run.recoveries.size() == 1);
+    return run.recoveries[0].ledger.total_s();
+  };
+  const double undisturbed_s = total_s();
+  bootstrap.duration_s = 5;  // over before anybody connects
+  input.faults.injected = {software, bootstrap};
+  CHECK(total_s() == Approx(undisturbed_s));
+  bootstrap.duration_s = 120;
+  input.faults.injected = {software, bootstrap};
+  const double later_s = total_s() - undisturbed_s;
+  CHECK(later_s > 20);
+  CHECK(std::fmod(later_s + 1e-6, 20.0) < 1e-3);
+}
+
+TEST_CASE("A link that loses packets in silence slows the run by what it loses") {
+  RunInput input = small_job();
+  InjectedFault lossy = injected(InjectedKind::NicSlow, 1000, 2, 3600);
+  lossy.mode = FaultMode::GrayLoss;
+  lossy.loss = 1e-3;
+  lossy.direction = LinkDirection::Out;
+  lossy.factor = 1;
+  input.faults.injected = {lossy};
+  double factor = 0;
+  input.step_times = [&factor](const JobState& state) {
+    for (const InjectedFault& part : state.slow) {
+      factor = part.factor;
+      CHECK(part.loss == 1e-3);
+      CHECK(part.direction == LinkDirection::Out);
+    }
+    return StepTime{10, 10};
+  };
+  CHECK(simulate(input).failures == 0);
+  CHECK(factor == Approx(slowdown_by_loss(input.cluster, 1e-3)));
 }

@@ -5,9 +5,12 @@
 #include <map>
 #include <set>
 
+#include <fmt/format.h>
+
 #include "models/base/random.h"
 #include "models/spec/node_places.h"
 #include "sim/fold.h"
+#include "sim/nic_faults.h"
 #include "sim/platform.h"
 #include "sim/step_simulator.h"
 #include "tests/program/tiny_models.h"
@@ -107,6 +110,34 @@ std::vector<InjectedFault> some_degradations(const ClusterSpec& cluster, const P
   return out;
 }
 
+// Loss, slowness one way, a leaf that flaps; and a fabric of two ports a NIC, or one that cuts rates.
+void break_fabric(ClusterSpec& cluster, const ParallelPlan& plan, RandomStream& random,
+                  std::vector<InjectedFault>& degradations) {
+  cluster.dual_tor = random.below(3) == 0;
+  cluster.rdma.adaptive_retransmission = random.below(2) == 0;
+  if (random.below(3) == 0) cluster.rdma.congestion_control = CongestionControl::Dcqcn;
+  const std::int64_t nodes = (plan.ranks() + cluster.gpus_per_node - 1) / cluster.gpus_per_node;
+  for (std::uint64_t i = random.below(3); i > 0; --i) {
+    InjectedFault fault;
+    const std::uint64_t what = random.below(3);
+    fault.kind = what == 2 ? InjectedKind::LinkDown : InjectedKind::NicSlow;
+    fault.node = static_cast<std::int64_t>(random.below(static_cast<std::uint64_t>(nodes)));
+    fault.device = static_cast<std::int64_t>(random.below(static_cast<std::uint64_t>(cluster.gpus_per_node)));
+    fault.at_s = random.below(2) == 0 ? 0 : 2e-4 * random.uniform();
+    if (what == 0) {
+      fault.mode = FaultMode::GrayLoss;
+      fault.loss = 1e-4 * random.uniform();
+    } else if (what == 1) {
+      fault.factor = 2;
+    } else {
+      fault.mode = FaultMode::LeafFlap;
+    }
+    if (what < 2) fault.direction = static_cast<LinkDirection>(random.below(3));
+    if (what == 2 || random.below(2) == 0) fault.duration_s = 1e-3 * random.uniform();
+    degradations.push_back(fault);
+  }
+}
+
 /// Spares after the job's nodes or among them, some of which hold ranks.
 void place_some_nodes(const ClusterSpec& cluster, const ParallelPlan& plan, RandomStream& random,
                       StepOptions& options) {
@@ -156,7 +187,8 @@ std::vector<std::pair<double, double>> by_rank(const StepProgram& program, const
                                                const StepOptions& options, const StepResult& result) {
   const Platform platform(cluster, program.plan.ranks(), h100().nic_payload_rate(cluster.nic_bytes_per_s),
                           options.moved, options.spares_among);
-  const Fold folded = fold(program.plan, platform, options.degradations, options.unfold);
+  const Fold folded = fold(program.plan, platform,
+                           by_part(options.degradations, cluster, platform.places(), platform.nodes()), options.unfold);
   std::vector<std::pair<double, double>> out;
   for (const std::int32_t c : folded.rank_class_of) {
     const StepClass& its = result.classes[static_cast<std::size_t>(c)];
@@ -165,9 +197,13 @@ std::vector<std::pair<double, double>> by_rank(const StepProgram& program, const
   return out;
 }
 
-// Of random clusters, plans and faults. `in_step`: stages of a pipeline exchange in step.
-void compare_foldings(std::uint64_t seed, int cases, bool in_step) {
-  RandomStream random(seed, "fold"), placing(seed, "places"), sharding(seed, "shards"), routing(seed, "routing");
+enum class Variant { Usual, InStep, BrokenFabric };
+
+// Of random clusters, plans and faults. InStep: stages of a pipeline exchange in step. BrokenFabric: the faults are of
+// the fabric.
+void compare_foldings(std::uint64_t seed, int cases, Variant variant) {
+  RandomStream random(seed, "fold"), placing(seed, "places"), sharding(seed, "shards"), routing(seed, "routing"),
+      breaking(seed, "fabric");
   std::size_t folded_classes = 0, ranks = 0;
   for (int i = 0; i < cases; ++i) {
     ModelSpec model = tiny_model(static_cast<ModelFamily>(random.below(4)));
@@ -176,10 +212,14 @@ void compare_foldings(std::uint64_t seed, int cases, bool in_step) {
     hash_flows(cluster, routing);
     ParallelPlan plan = small_plan(model, random);
     shard_in_blocks(model, plan, sharding);
-    plan.overlap.p2p = !in_step;
+    plan.overlap.p2p = variant != Variant::InStep;
     const StepProgram program = lower(model, plan);
     StepOptions options;
     options.degradations = some_degradations(cluster, plan, random);
+    if (variant == Variant::BrokenFabric) {
+      options.degradations.clear();
+      break_fabric(cluster, plan, breaking, options.degradations);
+    }
     place_some_nodes(cluster, plan, placing, options);
     for (const auto& f : options.degradations)
       UNSCOPED_INFO("fault " << int(f.kind) << " at " << f.at_s << " for " << f.duration_s.value_or(-1) << " node "
@@ -231,11 +271,64 @@ void compare_foldings(std::uint64_t seed, int cases, bool in_step) {
 }  // namespace
 
 TEST_CASE("folding and merging change nothing", "[sim]") {
-  compare_foldings(17, testing::kSanitized ? 60 : 200, false);
+  compare_foldings(17, testing::kSanitized ? 60 : 200, Variant::Usual);
 }
 
 TEST_CASE("folding and merging change nothing where stages exchange in step", "[sim]") {
-  compare_foldings(18, testing::kSanitized ? 20 : 60, true);
+  compare_foldings(18, testing::kSanitized ? 20 : 60, Variant::InStep);
+}
+
+TEST_CASE("folding and merging change nothing where the fabric is broken", "[sim]") {
+  compare_foldings(19, testing::kSanitized ? 20 : 60, Variant::BrokenFabric);
+}
+
+TEST_CASE("folding and merging change nothing in a thousand cases", "[.slow]") {
+  compare_foldings(20, 400, Variant::Usual);
+  compare_foldings(21, 200, Variant::InStep);
+  compare_foldings(22, 400, Variant::BrokenFabric);
+}
+
+// One more fault can make a step faster only by what sharing does: who is slowed leaves others more of a link. So on
+// one switch that never fills up it must not. Prints each case: `test_sim_step "another fault*" -s`, or docs/fabric.md.
+TEST_CASE("another fault makes a step faster only where switches are shared", "[.slow]") {
+  constexpr double kFaster = 1e-3;
+  RandomStream random(23, "anomalies"), breaking(23, "fabric"), routing(23, "routing");
+  int faster = 0;
+  for (int i = 0; i < 1000; ++i) {
+    ModelSpec model = tiny_model(static_cast<ModelFamily>(random.below(4)));
+    model.num_hidden_layers = 8;
+    ClusterSpec cluster = small_cluster(random);
+    hash_flows(cluster, routing);
+    const ParallelPlan plan = small_plan(model, random);
+    const StepProgram program = lower(model, plan);
+    StepOptions options, with_one_more;
+    options.degradations = with_one_more.degradations = some_degradations(cluster, plan, random);
+    std::vector<InjectedFault> more;
+    while (more.empty()) break_fabric(cluster, plan, breaking, more);
+    with_one_more.degradations.push_back(more.front());
+    const auto gain = [&](const ClusterSpec& on) {
+      return 1 - simulated(program, on, with_one_more).time_s / simulated(program, on, options).time_s;
+    };
+    const double its = gain(cluster);
+    if (its <= kFaster) continue;
+    ++faster;
+    ClusterSpec one_switch = cluster;
+    one_switch.tiers.clear();
+    const InjectedFault& fault = more.front();
+    const std::string line =
+        fmt::format("case {}: {}, tp {} cp {} ep {} pp {} dp {}; {} {} of node {}, {}: {:.2f}% faster", i, model.name,
+                    plan.tp, plan.cp, plan.ep, plan.pp, plan.dp,
+                    fault.loss > 0 ? "loss at"
+                    : fault.mode   ? "flap of the leaf of"
+                                   : "slow",
+                    fault.mode && fault.loss == 0 ? "NICs" : fmt::format("NIC of GPU {}", fault.device), fault.node,
+                    to_string(fault.direction), 100 * its);
+    fmt::print("{}\n", line);
+    INFO(line);
+    CHECK(gain(one_switch) <= kFaster);
+  }
+  fmt::print("{} of 1,000\n", faster);
+  CHECK(faster < 10);
 }
 
 TEST_CASE("the same step twice has the same trace, another has not", "[sim]") {

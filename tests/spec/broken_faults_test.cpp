@@ -89,6 +89,25 @@ TEST_CASE("an injected fault has a kind or a mode") {
                    {"injected[0].duration_s", "has no end of its own"});
 }
 
+TEST_CASE("what a NIC loses, and which way") {
+  const FaultSpec lossy = faults_of(
+      R"({"injected": [{"node": 0, "device": 1, "mode": "gray_loss", "loss": 1e-3, "direction": "out"},
+                       {"node": 0, "device": 1, "mode": "rate_downgrade"},
+                       {"node": 0, "device": 1, "mode": "leaf_flap", "duration_s": 8}]})");
+  CHECK(lossy.injected[0].kind == InjectedKind::NicSlow);
+  CHECK(lossy.injected[0].direction == LinkDirection::Out);
+  CHECK(lossy.injected[1].factor == 2);
+  CHECK(lossy.injected[2].kind == InjectedKind::LinkDown);
+  expect_of_faults(R"({"injected": [{"node": 0, "mode": "gray_loss"}]})", {"injected[0].loss", "above 0", "1e-4"});
+  expect_of_faults(R"({"injected": [{"node": 0, "mode": "gray_loss", "loss": 0.9}]})", {"injected[0].loss"});
+  expect_of_faults(R"({"injected": [{"node": 0, "mode": "gray_loss", "loss": 1e-3, "factor": 2}]})",
+                   {"injected[0].factor", "follows from the loss"});
+  expect_of_faults(R"({"injected": [{"node": 0, "kind": "nic_slow", "factor": 2, "loss": 1e-3}]})",
+                   {"injected[0].loss", "gray_loss"});
+  expect_of_faults(R"({"injected": [{"node": 0, "kind": "gpu_slow", "factor": 2, "direction": "in"}]})",
+                   {"injected[0].direction"});
+}
+
 TEST_CASE("a mode that slows is a slow part when it is injected, or drawn") {
   for (std::size_t i = 0; i < kFaultModes; ++i) {
     const auto mode = static_cast<FaultMode>(i);

@@ -34,6 +34,21 @@ void expect(const std::string& text, const std::vector<std::string>& fragments) 
 
 }  // namespace
 
+TEST_CASE("queue pairs give up as NCCL's variables say, or after so many seconds") {
+  const auto timeouts = [](const char* keys) {
+    const std::string policy =
+        R"({"base": "policies/baseline-2023.json", "spare_nodes": 2, "timeouts": {)" + std::string(keys) + "}}";
+    return replaced(good(), "\"policies/grok-90s.json\"", policy);
+  };
+  const Result<Scenario> read =
+      parse_scenario(timeouts(R"("ib_timeout": 18, "ib_retry_cnt": 6)"), kScenarios + "t.json");
+  REQUIRE(read.ok());
+  CHECK(read.value().policies[0].timeouts.link_s == Approx(4.096e-6 * 262144 * 6));
+  CHECK(read.value().policies[0].timeouts.ib_retry_cnt == 6);
+  expect(timeouts(R"("ib_timeout": 18, "link_s": 3)"), {"timeouts.link_s", "follows from ib_timeout", "keep one form"});
+  expect(timeouts(R"("ib_timeout": 31)"), {"timeouts.collective_s", "link_s"});  // ten hours and more
+}
+
 TEST_CASE("the file that the others are broken from is fine") {
   const std::string without_spares =
       replaced(good(), "\"policies/grok-90s.json\"", R"({"base": "policies/grok-90s.json", "spare_nodes": 2})");

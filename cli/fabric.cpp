@@ -7,8 +7,9 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include "cli/commands.h"
 #include "cli/exit_code.h"
+#include "cli/fabric.h"
+#include "cli/interrupt.h"
 #include "cli/job.h"
 #include "cli/terminal.h"
 #include "models/base/units.h"
@@ -270,6 +271,8 @@ int show_fabric(const std::string& file, const Context& context) {
 void add_fabric(CLI::App& app, Context& context) {
   const char* examples =
       "  trainyard fabric show scenarios/01-grok1-100k-week.json\n"
+      "  trainyard fabric stress scenarios/tiny/grok1-a-day.json      # where does which fault hurt most?\n"
+      "  trainyard fabric stress my.json --fault gray_loss --loss 1e-4 --targets 0\n"
       "  trainyard fabric show my.json --json | jq '.links[0]'        # the busiest NIC";
   CLI::App* fabric = add_command(app, "fabric", "The network: what it can carry, and what a plan asks of it", examples);
   fabric->require_subcommand(1);
@@ -279,6 +282,32 @@ void add_fabric(CLI::App& app, Context& context) {
       examples);
   show->add_option("scenario", *file, "Scenario file")->required();
   show->callback([file, &context] { context.run = [file, &context] { return show_fabric(*file, context); }; });
+
+  auto options = std::make_shared<StressOptions>();
+  CLI::App* stress =
+      add_command(*fabric, "stress",
+                  "Everybody sends at once; and each fault of the fabric, at the part that it hurts most", examples);
+  stress->add_option("scenario", options->file, "Scenario file")->required();
+  stress->add_option("--fault", options->faults, "Fault modes to try (docs/rdma.md); some of each kind if left out");
+  stress->add_option("--targets", options->targets, "Parts to try each on; 0: all that differ from one another")
+      ->check(CLI::Range(std::int64_t{0}, std::int64_t{1'000'000}))
+      ->capture_default_str();
+  stress->add_option("--loss", options->loss, "Share of packets that gray_loss loses")
+      ->check(CLI::Range(1e-9, 0.5))
+      ->capture_default_str();
+  stress->add_option("--factor", options->factor, "How many times slower what is slow is")
+      ->check(CLI::Range(1.001, 1e6))
+      ->capture_default_str();
+  stress->add_option("--duration", options->duration_s, "Seconds that a link is down")
+      ->check(CLI::Range(1e-9, 1e6))
+      ->capture_default_str();
+  stress->add_option("--seed", options->seed, "Of who sends to whom")->capture_default_str();
+  stress->callback([options, &context] {
+    context.run = [options, &context] {
+      end_in_order_on_signals();
+      return stress_fabric(*options, context);
+    };
+  });
 }
 
 }  // namespace trainyard::cli

@@ -2,6 +2,7 @@
 #include <catch2/catch.hpp>
 
 #include "models/cost/rdma.h"
+#include "sim/fabric_load.h"
 #include "sim/nic_faults.h"
 #include "sim/step_simulator.h"
 #include "tests/program/tiny_models.h"
@@ -224,4 +225,34 @@ TEST_CASE("senders that start at line rate pay for the first cut of each all-to-
   CHECK(exchanges > 0);
   CHECK(step(program, cluster).time_s ==
         Approx(smooth_s + static_cast<double>(exchanges) * dcqcn_cut_s()).epsilon(0.02));
+}
+
+TEST_CASE("hashed flows leave 60% of a fabric, spread packets 95%", "[rdma]") {
+  // Spectrum-X against standard Ethernet, over three tiers at Colossus (NVIDIA through Fierce Electronics): 95% and
+  // 60%.
+  ClusterSpec cluster;
+  cluster.nodes = 64;
+  cluster.nic_bytes_per_s = 50e9;
+  cluster.tiers = {{"leaf", 8, 1.0}, {"pod", 32, 1.0}};
+  const CostModel cost(load_hardware_profile(kProfiles + "h100-sxm.json").value(),
+                       load_stack_profile(kProfiles + "stack-default.json").value());
+  RandomStream random(1, "circles");
+  const std::vector<FabricFlow> flows = random_circles(cluster, cluster.nodes, random);
+  REQUIRE(flows.size() == 512);
+  const auto mean_share = [&] {
+    const Platform platform(cluster, cluster.gpus(), cost.nic_payload_rate(cluster.nic_bytes_per_s));
+    const auto rates = sustained_rates(platform, flows);
+    REQUIRE(rates.ok());
+    double sum = 0;
+    for (const double rate : rates.value()) sum += rate;
+    return sum / static_cast<double>(flows.size()) / cluster.nic_bytes_per_s;
+  };
+  const double spread = mean_share();
+  CHECK(spread == Approx(0.95).margin(0.03));
+  cluster.routing = Routing::Ecmp;
+  cluster.flows_per_channel = 2;  // of 16 channels of NCCL's over 8 NICs
+  const double hashed = mean_share();
+  CHECK(hashed == Approx(0.60).margin(0.04));
+  cluster.flows_per_channel = 16;  // as Llama 3's
+  CHECK(mean_share() > hashed + 0.1);
 }

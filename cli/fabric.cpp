@@ -11,6 +11,7 @@
 #include "cli/fabric.h"
 #include "cli/interrupt.h"
 #include "cli/job.h"
+#include "cli/step_links.h"
 #include "cli/terminal.h"
 #include "models/base/units.h"
 #include "models/plan/mesh.h"
@@ -171,22 +172,15 @@ json axes_of(const Job& job, const Platform& platform) {
   return out;
 }
 
-/// Links that a healthy step crosses, by tier, the busiest first.
-json links_of(const Job& job, const Platform& platform, const StepResult& step) {
-  std::map<int, std::vector<StepLink>> by_tier;
-  for (const StepLink& link : step.links) by_tier[platform.tier_of(link.representative)].push_back(link);
-  const auto busy = [&](const StepLink& link) { return link.bytes / (link.capacity_bytes_per_s * step.time_s); };
+json links_json(const Job& job, const StepResult& step) {
   json out = json::array();
-  for (auto& [tier, links] : by_tier) {
-    std::stable_sort(links.begin(), links.end(), [&](const auto& a, const auto& b) { return busy(a) > busy(b); });
-    for (const StepLink& link : links) {
-      out.push_back({{"tier", tier < 0 ? "nic" : job.scenario.cluster.tiers[static_cast<std::size_t>(tier)].name},
-                     {"link", platform.name_of(link.representative)},
-                     {"alike", link.count},
-                     {"capacity_bytes_per_s", link.capacity_bytes_per_s},
-                     {"bytes", link.bytes},
-                     {"busy", busy(link)}});
-    }
+  for (const store::Link& link : links_of(job, step)) {
+    out.push_back({{"tier", link.tier},
+                   {"link", link.name},
+                   {"alike", link.alike},
+                   {"capacity_bytes_per_s", link.capacity_bytes_per_s},
+                   {"bytes", link.bytes},
+                   {"busy", link.busy}});
   }
   return out;
 }
@@ -261,7 +255,7 @@ int show_fabric(const std::string& file, const Context& context) {
                     {"bisection_bytes_per_s", bisection_bytes_per_s(cluster)},
                     {"axes", axes_of(job, platform)},
                     {"step_s", step.value().time_s},
-                    {"links", links_of(job, platform, step.value())}};
+                    {"links", links_json(job, step.value())}};
   std::cout << (context.json ? report.dump(2) + "\n" : fabric_text(job, report));
   return kOk;
 }

@@ -187,13 +187,11 @@ std::string faults_text(const json& report) {
     double least = worst["slowdown"];
     for (const json& target : its["targets"]) least = std::min(least, target["slowdown"].get<double>());
     const std::string error = worst["error"];
-    rows.push_back(
-        {its["mode"], its["parameter"],
-         fmt::format("node {}, NIC of GPU {} (stage {})", worst["node"].get<std::int64_t>(),
-                     worst["device"].get<std::int64_t>(), worst["stage"].get<std::int64_t>()),
-         error.empty() ? format_duration(worst["step_s"]) : "never",
-         error.empty() ? cost_text(worst["slowdown"]) : "communicator error",
-         cost_text(least)});
+    rows.push_back({its["mode"], its["parameter"],
+                    fmt::format("node {}, NIC of GPU {} (stage {})", worst["node"].get<std::int64_t>(),
+                                worst["device"].get<std::int64_t>(), worst["stage"].get<std::int64_t>()),
+                    error.empty() ? format_duration(worst["step_s"]) : "never",
+                    error.empty() ? cost_text(worst["slowdown"]) : "communicator error", cost_text(least)});
   }
   return out + table({"fault", "", "worst at", "step", "costs", "at best"}, rows);
 }

@@ -12,6 +12,7 @@
 #include "cli/job.h"
 #include "cli/report.h"
 #include "cli/simulation.h"
+#include "cli/step_links.h"
 #include "cli/version.h"
 #include "models/base/units.h"
 #include "store/store_file.h"
@@ -23,7 +24,7 @@ namespace {
 struct Options {
   std::string scenario;
   std::optional<std::uint64_t> seed;
-  bool no_store = false, allow_oom = false;
+  bool no_store = false, allow_oom = false, explain = false;
   SimulationOptions simulation;
 };
 
@@ -70,8 +71,13 @@ int run_scenario(const Options& options, const Context& context) {
   if (!result) return fail(result.problems(), context);
   const Simulated& simulated = result.value();
   if (!context.quiet) note_faults_that_came_late(job, simulated.step, context.progress == "ndjson");
-  const nlohmann::ordered_json report = make_report(job, simulated);
-  std::cout << (context.json ? report.dump(2) + "\n" : report_text(report)) << std::flush;
+  nlohmann::ordered_json report = make_report(job, simulated);
+  std::string text = context.json ? "" : report_text(report);
+  if (options.explain) {
+    report["explain"] = explain(job, simulated.step);
+    text += explain_text(report["explain"], simulated.step.time_s);
+  }
+  std::cout << (context.json ? report.dump(2) + "\n" : text) << std::flush;
   return ended_well(simulated) ? kOk : kNotRecovered;
 }
 
@@ -101,6 +107,7 @@ void add_sim(CLI::App& app, Context& context) {
                 "Simulate every state of slow parts as it is, and not by its like (minutes for large jobs)");
   run->add_flag("--no-merge{false}", options->simulation.merge, "Simulate every op on its own");
   run->add_flag("--timeline", options->simulation.timeline, "Keep the step's timeline, for run export");
+  run->add_flag("--explain", options->explain, "Say which links compute waits for, and which ranks the longest");
   run->add_flag("--allow-oom", options->allow_oom, "Simulate a plan that does not fit the device's memory");
   run->add_flag("--no-store", options->no_store, "Do not write to the run store");
   run->callback([options, &context] { context.run = [options, &context] { return run_scenario(*options, context); }; });

@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include "cli/recovery_figures.h"
+#include "cli/step_links.h"
 #include "cli/step_memo.h"
 #include "cli/terminal.h"
 #include "cli/version.h"
@@ -58,6 +59,7 @@ void store_step(store::RunWriter& writer, const Job& job, const StepResult& step
     row.ranks = its.count;
     writer.add_rank_class(row);
   }
+  for (const store::Link& link : links_of(job, step)) writer.add_link(link);
   for (const Slice& slice : step.slices) {
     if (stop_requested()) return;
     store::Slice row;

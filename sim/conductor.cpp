@@ -161,6 +161,7 @@ class Conductor {
     }
     down_since_.assign(fold_.links.size(), kNever);
     carried_.assign(fold_.links.size(), 0);
+    flowing_s_.assign(fold_.channels.size(), 0);
   }
 
   std::vector<const InjectedFault*> faults_of_link(LinkId link) const {
@@ -573,6 +574,7 @@ class Conductor {
 
   void channel_done(std::int64_t tag) {
     Channel& channel = channels_[index(tag)];
+    if (channel.flowing) flowing_s_[index(channel.channel_class)] += now_ - channel.started_at;
     for (const Waiting& member : channel.waiting) {
       ClassState& state = classes_[index(member.rank_class)];
       if (channel.op == nullptr) {
@@ -746,7 +748,8 @@ class Conductor {
       const ClassState& state = classes_[c];
       const RankClass& rank = fold_.ranks[c];
       const auto parts = step_parts(*state.flat, state.times, result.time_s, cost_.stack().kernel_gap_s);
-      result.classes.push_back({rank.representative, rank.count, rank.stage, state.end_s, state.busy_s, parts});
+      result.classes.push_back(
+          {rank.representative, rank.count, rank.stage, state.end_s, state.busy_s, parts, slowest_links(rank)});
       for (std::size_t p = 0; p < kStepPartCount; ++p)
         result.part_s[p] += parts[p] * static_cast<double>(rank.count) / ranks;
     }
@@ -768,6 +771,40 @@ class Conductor {
     result.fold_rounds = fold_.rounds;
     result.trace_hash = XXH64_digest(hash_);
     return result;
+  }
+
+  // By part that a rank waits in: of the channels that it belongs to the one that takes longest, and of the links that
+  // this crosses the one that its own bytes fill most.
+  std::array<std::int32_t, kStepPartCount> slowest_links(const RankClass& rank) const {
+    std::array<std::int32_t, kStepPartCount> links{};
+    std::array<double, kStepPartCount> longest_s{};
+    links.fill(-1);
+    const auto consider = [&](std::int32_t channel, std::size_t part) {
+      if (channel < 0 || flowing_s_[index(channel)] <= longest_s[part]) return;
+      longest_s[part] = flowing_s_[index(channel)];
+      double most = 0;
+      for (const Crossing& crossing : fold_.channels[index(channel)].crossings) {
+        const LinkClass& link = fold_.links[index(crossing.link_class)];
+        const double load = static_cast<double>(crossing.weight) / least_capacity(index(crossing.link_class));
+        if (load <= most) continue;
+        most = load;
+        links[part] = link.representative;
+      }
+    };
+    for (std::size_t s = 0; s < fold_.sorts.size(); ++s) {
+      const auto part = static_cast<std::size_t>(exposed_part_of(fold_.sorts[s].group));
+      consider(rank.channel[s], part);
+      consider(rank.channel_as_receiver[s], part);
+    }
+    return links;
+  }
+
+  // The least that the link has had.
+  double least_capacity(std::size_t link) const {
+    double least = fold_.links[link].capacity_bytes_per_s;
+    for (const LinkChange& change : link_changes_)
+      if (index(change.link_class) == link && change.time < now_) least = std::min(least, change.capacity);
+    return std::max(least, 1e-9);
   }
 
   const StepProgram& program_;
@@ -793,7 +830,8 @@ class Conductor {
   };
   std::vector<std::vector<Lossy>> lossy_;  // by link class
   std::vector<double> down_since_;
-  std::vector<double> carried_;  // bytes, by link class
+  std::vector<double> carried_;    // bytes, by link class
+  std::vector<double> flowing_s_;  // by channel class
   std::vector<Slice> slices_;
   std::string error_;
   std::optional<Problem> problem_;

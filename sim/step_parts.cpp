@@ -8,12 +8,7 @@
 
 namespace trainyard {
 
-namespace {
-
-/// Ends this close, as a share of the step, count as one: rounding differs between folded and unfolded runs.
-constexpr double kTogether = 1e-9;
-
-StepPart part_of(Group group) {
+StepPart exposed_part_of(Group group) {
   switch (group) {
     case Group::Tp: return StepPart::ExposedTp;
     case Group::Cp: return StepPart::ExposedCp;
@@ -31,9 +26,14 @@ StepPart part_of(Group group) {
   TY_CHECK(false, "unknown group");
 }
 
+namespace {
+
+/// Ends this close, as a share of the step, count as one: rounding differs between folded and unfolded runs.
+constexpr double kTogether = 1e-9;
+
 StepPart part_of(const FlatOp& flat) {
   if (flat.op == nullptr) return StepPart::ExposedPp;
-  if (is_communication(flat.op->kind)) return part_of(flat.op->group);
+  if (is_communication(flat.op->kind)) return exposed_part_of(flat.op->group);
   if (flat.kind != BlockKind::Forward && flat.kind != BlockKind::Backward) return StepPart::Optimizer;
   if (flat.op->recomputed && flat.op->kind != OpKind::HostSync) return StepPart::Recompute;
   switch (flat.op->kind) {

@@ -31,6 +31,9 @@ struct OpTimes {
   void moved(std::int32_t item, double begin_s, double finish_s);
 };
 
+/// What a rank waits in that waits for a communicator.
+StepPart exposed_part_of(Group group);
+
 /// Seconds in each part; they add up to `time_s`, when the step was over for all. Every kernel's time has
 /// `kernel_gap_s` before it in it.
 std::array<double, kStepPartCount> step_parts(const FlatStage& stage, const OpTimes& times, double time_s,

@@ -67,6 +67,9 @@ struct StepClass {
   double end_s = 0;
   std::array<double, kStreamCount> busy_s{};
   std::array<double, kStepPartCount> part_s{};
+  /// Of exposed communication: which of the links that it crosses is the slowest for it, by the LinkId of one such; -1:
+  /// it stays inside nodes, or there is none.
+  std::array<std::int32_t, kStepPartCount> slowest_link{};
 };
 
 /// Links that carry alike.

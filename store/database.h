@@ -21,7 +21,7 @@ namespace trainyard::store {
 /// "TrYd": marks our files, also for file(1).
 constexpr std::int32_t kApplicationId = 0x54725964;
 /// Raised with every change of schema.sql.
-constexpr std::int32_t kSchemaVersion = 5;
+constexpr std::int32_t kSchemaVersion = 6;
 
 /// The text of store/schema.sql (embedded at build time).
 const char* schema_text();

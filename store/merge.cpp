@@ -35,6 +35,7 @@ const RunTable kRunTables[] = {
     {"streams", "stream, name", 1},
     {"rank_classes", "class, name, stage, representative_rank, ranks", 1},
     {"rank_ranges", "first_rank, last_rank, class", 1},
+    {"links", "seq, tier, name, alike, capacity_bytes_per_s, bytes, busy", 6},
     {"run_events", "seq, time_ns, kind, node, text", 1},
     {"recoveries", "recovery, start_ns, end_ns, cause, node, lost_work_ns", 1, ", restored_step", 4},
     {"recovery_phases", "recovery, seq, phase, attempt, start_ns, end_ns", 1},

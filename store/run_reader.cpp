@@ -184,6 +184,18 @@ Result<std::vector<Recovery>> RunReader::recoveries(std::int64_t run_id) {
   return recoveries;
 }
 
+Result<std::vector<Link>> RunReader::links(std::int64_t run_id) {
+  std::vector<Link> links;
+  if (schema() < 6) return links;
+  Statement rows = database_.prepare(
+      "SELECT tier, name, alike, capacity_bytes_per_s, bytes, busy FROM links WHERE run_id = ? ORDER BY seq");
+  rows.with(run_id);
+  while (rows.next())
+    links.push_back({rows.text(0), rows.text(1), rows.integer(2), rows.real(3), rows.real(4), rows.real(5)});
+  if (database_.failed()) return database_.problems();
+  return links;
+}
+
 Result<std::vector<SpareCount>> RunReader::spare_counts(std::int64_t run_id) {
   std::vector<SpareCount> counts;
   if (schema() < 4) return counts;

@@ -27,6 +27,8 @@ class RunReader {
 
   Result<std::vector<std::string>> streams(std::int64_t run_id);
   Result<std::vector<RankClass>> rank_classes(std::int64_t run_id);
+  /// None in stores of older versions.
+  Result<std::vector<Link>> links(std::int64_t run_id);
   /// In the order in which they were added, one stream after the other.
   Result<std::vector<Slice>> slices(std::int64_t run_id, std::int64_t class_id);
   /// Whether any slice of the run is stored.

@@ -65,6 +65,16 @@ struct RankClass {
   std::vector<RankRange> ranges;  // which ranks those are; may be left empty
 };
 
+/// Links of a step that carried alike.
+struct Link {
+  std::string tier;  // "nic", or what the cluster calls it
+  std::string name;  // of one of them: "NIC 3 of node 12, out"
+  std::int64_t alike = 0;
+  double capacity_bytes_per_s = 0;  // of one of them, healthy
+  double bytes = 0;                 // that one of them carried
+  double busy = 0;                  // share of the step
+};
+
 struct Slice {
   std::int64_t class_id = 0;
   std::int64_t stream = 0;  // index into NewRun::streams

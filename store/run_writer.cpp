@@ -45,12 +45,12 @@ struct RunWriter::State {
   std::int64_t run_id = 0, streams = 0;
   std::int64_t batch_rows = 0;
   std::chrono::steady_clock::time_point batch_start;
-  std::int64_t events = 0, recoveries = 0, spare_counts = 0, bands = 0;
+  std::int64_t next_link = 0, events = 0, recoveries = 0, spare_counts = 0, bands = 0;
   std::unordered_map<std::string, std::int64_t> label_ids;  // "category\0label"; looked up, never walked
   std::unordered_map<std::int64_t, std::int64_t> next_seq;  // of each (class, stream)
 
-  Statement insert_class, insert_range, insert_label, find_label, insert_slice, insert_event, insert_recovery,
-      insert_phase, insert_spare_count, insert_log, insert_band, insert_step;
+  Statement insert_class, insert_range, insert_link, insert_label, find_label, insert_slice, insert_event,
+      insert_recovery, insert_phase, insert_spare_count, insert_log, insert_band, insert_step;
 };
 
 RunWriter::State::State(std::string the_file, RunLock the_lock, Database the_database, const WriterOptions& the_options)
@@ -91,6 +91,7 @@ void RunWriter::State::end_orphans() {
 void RunWriter::State::prepare() {
   insert_class = database.prepare("INSERT INTO rank_classes VALUES (?, ?, ?, ?, ?, ?)");
   insert_range = database.prepare("INSERT INTO rank_ranges VALUES (?, ?, ?, ?)");
+  insert_link = database.prepare("INSERT INTO links VALUES (?, ?, ?, ?, ?, ?, ?, ?)");
   insert_label = database.prepare("INSERT INTO labels (label, category) VALUES (?, ?)");
   find_label = database.prepare("SELECT id FROM labels WHERE label = ? AND category = ?");
   insert_slice = database.prepare("INSERT INTO slices VALUES (?, ?, ?, ?, ?, ?, ?)");
@@ -188,6 +189,16 @@ void RunWriter::add_rank_class(const RankClass& c) {
     s.insert_class.with(run_id_, c.class_id, c.name, c.stage, c.representative_rank, c.ranks).run();
     for (const RankRange& range : c.ranges)
       s.insert_range.with(run_id_, range.first_rank, range.last_rank, c.class_id).run();
+  });
+}
+
+void RunWriter::add_link(const Link& link) {
+  State& s = open_state();
+  s.add(1, [&] {
+    s.insert_link
+        .with(run_id_, s.next_link++, link.tier, link.name, link.alike, link.capacity_bytes_per_s, link.bytes,
+              link.busy)
+        .run();
   });
 }
 

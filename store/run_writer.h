@@ -42,6 +42,7 @@ class RunWriter {
   /// Before the slices of the class.
   void add_rank_class(const RankClass& rank_class);
   /// Slices of one (class, stream) may overlap; a parent comes before its children.
+  void add_link(const Link& link);
   void add_slice(const Slice& slice);
   void add_event(const RunEvent& event);
   void add_recovery(const Recovery& recovery);

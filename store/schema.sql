@@ -69,6 +69,20 @@ CREATE TABLE slices (
   FOREIGN KEY (run_id, class) REFERENCES rank_classes (run_id, class) ON DELETE CASCADE
 ) STRICT, WITHOUT ROWID;
 
+-- Links that a simulated step crossed and that could have slowed it; those that carry alike are one row. `busy` is the
+-- share of the step that the bytes take at the healthy link's capacity.
+CREATE TABLE links (
+  run_id INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+  seq INTEGER NOT NULL,
+  tier TEXT NOT NULL,
+  name TEXT NOT NULL,
+  alike INTEGER NOT NULL CHECK (alike > 0),
+  capacity_bytes_per_s REAL NOT NULL,
+  bytes REAL NOT NULL,
+  busy REAL NOT NULL,
+  PRIMARY KEY (run_id, seq)
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE run_events (
   run_id INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
   seq INTEGER NOT NULL,

@@ -174,6 +174,9 @@ void upgrade_to_5(Database& database) {
     database.execute(schema_statement(begin).c_str());
 }
 
+// Links of simulated steps.
+void upgrade_to_6(Database& database) { database.execute(schema_statement("CREATE TABLE links").c_str()); }
+
 }  // namespace
 
 void upgrade(Database& database) {
@@ -189,6 +192,7 @@ void upgrade(Database& database) {
   if (version < 3) upgrade_to_3(database);
   if (version < 4) upgrade_to_4(database);
   if (version < 5) upgrade_to_5(database);
+  if (version < 6) upgrade_to_6(database);
   database.execute(fmt::format("PRAGMA user_version = {}", kSchemaVersion).c_str());
   database.execute("COMMIT");
 }

@@ -97,7 +97,7 @@ TEST_CASE("a store of the first schema is brought up to date by its next writer,
   REQUIRE(execute(file, R"(
     PRAGMA foreign_keys = OFF; DROP TABLE training_steps; DROP VIEW named_cells; DROP TABLE sweep_cells;
     DROP TABLE sweep_variations; DROP TABLE sweeps; DROP TABLE spare_counts;
-    DROP TABLE controller_logs; DROP TABLE step_times; DROP TABLE healthy_steps;
+    DROP TABLE links; DROP TABLE controller_logs; DROP TABLE step_times; DROP TABLE healthy_steps;
     ALTER TABLE recoveries DROP COLUMN restored_step;
     CREATE TABLE old (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL,
       kind TEXT NOT NULL CHECK (kind IN ('step', 'run')), status TEXT NOT NULL, started_unix_ns INTEGER NOT NULL,
@@ -109,6 +109,7 @@ TEST_CASE("a store of the first schema is brought up to date by its next writer,
     RunReader reader = RunReader::open(file).value();
     REQUIRE(reader.runs().ok());
     CHECK(reader.spare_counts(1).value().empty());
+    CHECK(reader.links(1).value().empty());
     CHECK(reader.controller_log(1).value().config.empty());
     const auto recoveries = reader.recoveries(1).value();
     REQUIRE(recoveries.size() == 2);

@@ -158,7 +158,7 @@ TEST_CASE("a store of the second schema has no sweeps, and gets room for them fr
   REQUIRE(RunWriter::open(file, sample_new_run()).value().finish({}).empty());
   execute(file,
           "DROP VIEW named_cells; DROP TABLE sweep_cells; DROP TABLE sweep_variations; DROP TABLE sweeps; "
-          "DROP TABLE controller_logs; DROP TABLE step_times; DROP TABLE healthy_steps; "
+          "DROP TABLE links; DROP TABLE controller_logs; DROP TABLE step_times; DROP TABLE healthy_steps; "
           "DROP TABLE spare_counts; ALTER TABLE recoveries DROP COLUMN restored_step; PRAGMA user_version = 2");
   CHECK(SweepReader::open(file).value().sweeps().value().empty());
   SweepWriter writer = writer_of(file);

@@ -199,12 +199,18 @@ double CostModel::kernel_seconds(const Op& op) const {
 double CostModel::nvlink_collective_seconds(Collective kind, std::int64_t ranks, double payload_bytes) const {
   if (ranks <= 1) return 0;
   const auto& curves = hardware_.nvlink[static_cast<std::size_t>(kind)];
-  // The measured number of ranks next above; a group between two of them costs at most that.
-  for (const LinkCurve& curve : curves) {
-    if (curve.ranks >= ranks || &curve == &curves.back())
-      return at(curve.seconds, payload_bytes, true) / (stack_.collectives_relative * stack_.nvlink_relative);
+  TY_CHECK(!curves.empty(), "a profile has curves for every collective");
+  const auto above = std::find_if(curves.begin(), curves.end(), [&](const auto& curve) { return curve.ranks >= ranks; });
+  const auto seconds = [&](const LinkCurve& curve) { return at(curve.seconds, payload_bytes, true); };
+  double its = seconds(above == curves.end() ? curves.back() : *above);
+  if (above != curves.end() && above != curves.begin() && above->ranks > ranks) {
+    // Between two measured numbers of ranks, evenly by the logarithms of both.
+    const LinkCurve& below = *std::prev(above);
+    const double share = std::log2(static_cast<double>(ranks) / static_cast<double>(below.ranks)) /
+                         std::log2(static_cast<double>(above->ranks) / static_cast<double>(below.ranks));
+    its = std::pow(seconds(below), 1 - share) * std::pow(its, share);
   }
-  TY_CHECK(false, "a profile has curves for every collective");
+  return its / (stack_.collectives_relative * stack_.nvlink_relative);
 }
 
 double CostModel::nvlink_p2p_seconds(double bytes) const {
@@ -241,7 +247,14 @@ FabricCost CostModel::fabric_collective(Collective kind, std::int64_t ranks, std
   const double tree_s = tree_latency_s + wire_bytes * tree_slowdown / payload_rate;
   cost.latency_s = ring_s <= tree_s ? ring_latency_s : tree_latency_s;
   cost.bytes_per_nic = wire_bytes;
-  if (tree_s < ring_s) cost.max_bytes_per_s = payload_rate / tree_slowdown;
+  if (kind == Collective::AllReduce && hardware_.tree_step_s > 0) {
+    // Up and down a tree of nodes, at the NICs' full rate once chunks follow one another: NCCL's of 512 KiB
+    // (NCCL_BUFFSIZE / NCCL_STEPS), or a quarter of what a NIC has to carry.
+    const double chunk = std::min(static_cast<double>(512 << 10), payload_bytes / per_node / 4);
+    cost.latency_s = 2 * log_steps * (hardware_.tree_step_s + chunk / payload_rate);
+  } else if (tree_s < ring_s) {
+    cost.max_bytes_per_s = payload_rate / tree_slowdown;
+  }
   // The NVLink part of each ring bounds it too.
   if (per_node > 1) {
     const auto per_node_ranks = static_cast<std::int64_t>(per_node);

@@ -74,6 +74,9 @@ struct HardwareProfile {
   double nvlink_p2p_bytes_per_s = 0, nvlink_p2p_latency_s = 0;
   double nic_latency_s = 0;   // one step of a collective over the network
   double nic_efficiency = 0;  // payload over line rate
+  /// One step of an all-reduce by a tree over nodes that sum inside themselves on the way (NCCL's NVLSTree), without
+  /// the chunk that it carries; 0: such trees are not known of this hardware.
+  double tree_step_s = 0;
   std::vector<OpRates> op_rates;
 
   [[nodiscard]] bool of_processors() const { return !op_rates.empty(); }

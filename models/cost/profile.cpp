@@ -54,6 +54,7 @@ void read_node_constants(ObjectReader& from, HardwareProfile& profile) {
 
 void read_gpu_constants(ObjectReader& from, HardwareProfile& profile) {
   constant(from, "sms", profile.sms, {1, 10000});
+  constant(from, "tree_step_s", profile.tree_step_s, {0, 1});
   constant(from, "memory_bytes_per_s", profile.memory_bytes_per_s, kPositive);
   constant(from, "memory_efficiency", profile.memory_efficiency, kShare);
   constant(from, "kernel_floor_s", profile.kernel_floor_s, {0, 1});

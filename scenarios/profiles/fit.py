@@ -24,13 +24,13 @@ AICONFIGURATOR = "NVIDIA aiconfigurator measured database"
 # What data sheets say; everything else is fitted below.
 GPUS = {
     "a100-sxm": dict(key="a100_sxm", sms=108, peak_bf16=312e12, peak_f32=19.5e12, memory=(79.25 * 2**30, "PyTorch's total capacity: OOTDiffusion issue 235, Vad-R1 issue 11"), bandwidth=2.039e12,
-                     prefill="attention_prefill_bfloat16_a100_sxm", kernel="fmha", figures="A100", nccl="a100_sxm__comm__nccl_2.27.3__nccl_perf",
+                     prefill="attention_prefill_bfloat16_a100_sxm", kernel="fmha", figures="A100", nccl="a100_sxm__comm__nccl_2.27.3__nccl_perf", nvls=False,
                      sheet="NVIDIA A100 80GB SXM data sheet, 2021-06"),
     "h100-sxm": dict(key="h100_sxm", sms=132, peak_bf16=989.4e12, peak_f32=66.9e12, memory=(85017493504, "PyTorch's total_memory on an H100 80GB HBM3, driver 580.159"), bandwidth=3.352e12,
-                     prefill="attention_prefill_bfloat16_fa3_h100_sxm", kernel="flash3", figures="H100", nccl="h100_sxm__comm__nccl_2.29.2__nccl_perf",
+                     prefill="attention_prefill_bfloat16_fa3_h100_sxm", kernel="flash3", figures="H100", nccl="h100_sxm__comm__nccl_2.29.2__nccl_perf", nvls=True,
                      sheet="NVIDIA H100 SXM data sheet, 2023-03"),
     "h200-sxm": dict(key="h200_sxm", sms=132, peak_bf16=989.4e12, peak_f32=66.9e12, memory=(150109880320, "PyTorch's total_memory on an H200, driver 580.159"), bandwidth=4.8e12,
-                     prefill="attention_prefill_bfloat16_fa3_h200_sxm", kernel="flash3", figures="H100", nccl="h200_sxm__comm__nccl_2.29.2__nccl_perf",
+                     prefill="attention_prefill_bfloat16_fa3_h200_sxm", kernel="flash3", figures="H100", nccl="h200_sxm__comm__nccl_2.29.2__nccl_perf", nvls=True,
                      sheet="NVIDIA H200 SXM data sheet, 2023-11"),
 }
 
@@ -252,8 +252,41 @@ def fit_links(data, gpu):
             return math.exp(math.log(ts[i - 1]) + share * (math.log(ts[i]) - math.log(ts[i - 1])))
 
         residuals[op] = report(f"nvlink {op}", predict, all_rows)
+
+        # What the simulator does for numbers of ranks between measured ones, tried on one that was measured.
+        def between(size):
+            return math.sqrt(predict(2, size) * predict(8, size))
+
+        errors = sorted(abs(between(s) / t - 1) for n, s, t, _ in all_rows if n == 4 and s >= 1024)
+        residuals[op]["four_ranks_from_two_and_eight"] = dict(
+            rows=len(errors), median=round(quantile(errors, 0.5), 4), p90=round(quantile(errors, 0.9), 4))
         curves["all_to_all" if op == "alltoall" else op] = out
     return curves, residuals
+
+
+TREE_FITTED_ON = (32, 1024)  # ranks; the other numbers of ranks and the other source are kept for the test
+
+
+def tree_step(gpu, published):
+    """Seconds of a step of NCCL's NVLSTree all-reduce: the one number of t = 2 log2(nodes) (step + chunk / rate) +
+    bytes / rate (fabric_collective in models/cost/cost.cpp), least sum of absolute logarithms."""
+    if not gpu["nvls"]:
+        return constant(0, "s", "no NVLink SHARP: rings and plain trees")
+    rate = 0.92 * 50e9
+    rows = [r for r in published if r["kind"] == "collective" and r["algo"] == "NVLSTree" and r["num_gpus"] in TREE_FITTED_ON]
+
+    def error(step):
+        total = 0
+        for r in rows:
+            n, size = r["num_gpus"], r["message_bytes"]
+            measured = 2 * (n - 1) / n * size / (r["busbw_gbps"] * 1e9)
+            latency = 2 * math.ceil(math.log2(n / 8)) * (step + min(2**19, size / 8 / 4) / rate)
+            total += abs(math.log((latency + 2 * (n - 1) / n * size / 8 / rate) / measured))
+        return total
+
+    step = min((error(us * 1e-6), us) for us in range(10, 80))[1]
+    return constant(step * 1e-6, "s", f"NVIDIA's slide of NVLSTree all-reduces on DGX H100, {len(rows)} rows of "
+                    f"{' and '.join(map(str, TREE_FITTED_ON))} GPUs, by fit.py")
 
 
 def fit_memory(data, gpu):
@@ -321,6 +354,7 @@ def profile(name, gpu, data, published):
             "nvlink_p2p_bytes_per_s": constant(0.85 * (300e9 if name == "a100-sxm" else 450e9), "bytes/s", gpu["sheet"] + ", one direction, 85% of it assumed"),
             "nvlink_p2p_latency_s": constant(8e-6, "s", "NCCL send/recv inside a node, assumed"),
             "nic_latency_s": constant(20e-6, "s", "NCCL 2.30 tuning.cc: 14 us net latency of the Simple protocol + 2x3 us net overhead"),
+            "tree_step_s": tree_step(gpu, published),
             "nic_efficiency": constant(0.92, "1", "published large all-reduces over 8x400G NDR reach 360-370 of 400 GB/s"),
         },
         "attention": {"unit": "share of peak bf16 FLOP/s in the forward pass, causal pairs counted once", "date": DATE, "kernels": kernels},

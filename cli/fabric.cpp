@@ -260,12 +260,36 @@ int show_fabric(const std::string& file, const Context& context) {
   return kOk;
 }
 
+void add_sweep(CLI::App& fabric, Context& context, const char* examples) {
+  auto options = std::make_shared<SweepOptions>();
+  CLI::App* sweep =
+      add_command(fabric, "sweep", "Collectives alone on the cluster, by size, as nccl-tests prints them", examples);
+  sweep->add_option("scenario", options->file, "Scenario file, for its cluster")->required();
+  const std::map<std::string, Collective> collectives{{"all_reduce", Collective::AllReduce},
+                                                      {"all_gather", Collective::AllGather},
+                                                      {"reduce_scatter", Collective::ReduceScatter},
+                                                      {"all_to_all", Collective::AllToAll}};
+  sweep->add_option("--collective", options->collective, "all_reduce, all_gather, reduce_scatter or all_to_all")
+      ->transform(CLI::CheckedTransformer(collectives));
+  sweep->add_option("--gpus", options->gpus, "How many, dense from the first node on (default: one node, and four)")
+      ->delimiter(',');
+  sweep->add_option("--from", options->least_bytes, "Smallest size, bytes")
+      ->transform(CLI::AsSizeValue(false))
+      ->capture_default_str();
+  sweep->add_option("--to", options->most_bytes, "Largest size, bytes")->transform(CLI::AsSizeValue(false));
+  sweep->add_option("--measured", options->measured,
+                    "Compare with measured all-reduces instead: scenarios/measured/nccl.json");
+  sweep->callback(
+      [options, &context] { context.run = [options, &context] { return sweep_fabric(*options, context); }; });
+}
+
 }  // namespace
 
 void add_fabric(CLI::App& app, Context& context) {
   const char* examples =
       "  trainyard fabric show scenarios/01-grok1-100k-week.json\n"
       "  trainyard fabric stress scenarios/tiny/grok1-a-day.json      # where does which fault hurt most?\n"
+      "  trainyard fabric sweep scenarios/01-grok1-100k-week.json --collective all_gather --gpus 8,64,1024\n"
       "  trainyard fabric stress my.json --fault gray_loss --loss 1e-4 --targets 0\n"
       "  trainyard fabric show my.json --json | jq '.links[0]'        # the busiest NIC";
   CLI::App* fabric = add_command(app, "fabric", "The network: what it can carry, and what a plan asks of it", examples);
@@ -277,6 +301,7 @@ void add_fabric(CLI::App& app, Context& context) {
   show->add_option("scenario", *file, "Scenario file")->required();
   show->callback([file, &context] { context.run = [file, &context] { return show_fabric(*file, context); }; });
 
+  add_sweep(*fabric, context, examples);
   auto options = std::make_shared<StressOptions>();
   CLI::App* stress =
       add_command(*fabric, "stress",

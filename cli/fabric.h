@@ -1,4 +1,4 @@
-// trainyard fabric stress, for fabric.cpp.
+// trainyard fabric stress and sweep, for fabric.cpp.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cli/commands.h"
+#include "models/cost/cost.h"
 
 namespace trainyard::cli {
 
@@ -17,6 +18,15 @@ struct StressOptions {
   std::uint64_t seed = 1;
 };
 
+struct SweepOptions {
+  std::string file;
+  Collective collective = Collective::AllReduce;
+  std::vector<std::int64_t> gpus;  // empty: one node, and four
+  double least_bytes = 1024, most_bytes = 8.0 * (1LL << 30);
+  std::string measured;  // a file of measured all-reduces to compare with; empty: none
+};
+
+int sweep_fabric(const SweepOptions& options, const Context& context);
 int stress_fabric(const StressOptions& options, const Context& context);
 
 }  // namespace trainyard::cli

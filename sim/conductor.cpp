@@ -21,6 +21,7 @@
 #include "models/base/index.h"
 #include "models/base/units.h"
 #include "models/cost/rdma.h"
+#include "sim/collective_flow.h"
 #include "sim/flow_network.h"
 #include "sim/fold.h"
 #include "sim/private_runs.h"
@@ -517,22 +518,10 @@ class Conductor {
     }
     if (op.kind == OpKind::RingShift) return begin_flow(tag, channel, op.payload_bytes);
     const Collective kind = collective_of(op.kind);
-    const FabricCost fabric =
-        cost_.fabric_collective(kind, its.ranks, its.nodes, op.payload_bytes, cluster_.nic_bytes_per_s);
-    channel.flow_bytes = fabric.bytes_per_nic;
-    channel.flow_rate = fabric.max_bytes_per_s;
-    if (kind == Collective::AllToAll) {
-      // The channel's weights count pairs of members: the flow is what one pair exchanges.
-      const double pairs =
-          static_cast<double>(its.ranks) - static_cast<double>(its.ranks) / static_cast<double>(its.nodes);
-      channel.flow_bytes /= pairs;
-      channel.flow_rate /= pairs;
-    }
-    double latency_s = fabric.latency_s;
-    // Everybody sends to everybody at line rate until the first cut.
-    const bool incast = kind == Collective::AllToAll && its.nodes > 1 && its.ranks > 2;
-    if (incast && cluster_.rdma.congestion_control == CongestionControl::Dcqcn) latency_s += dcqcn_cut_s();
-    push({now_ + latency_s + tail_stall_s(its), EventKind::FlowStarts, -1, -1, tag, 0});
+    const CollectiveFlow flow = collective_flow(cost_, cluster_, its, kind, op.payload_bytes);
+    channel.flow_bytes = flow.bytes;
+    channel.flow_rate = flow.max_bytes_per_s;
+    push({now_ + flow.latency_s + tail_stall_s(its), EventKind::FlowStarts, -1, -1, tag, 0});
   }
 
   // On average, over all links of a channel that lose packets now.

@@ -200,7 +200,8 @@ double CostModel::nvlink_collective_seconds(Collective kind, std::int64_t ranks,
   if (ranks <= 1) return 0;
   const auto& curves = hardware_.nvlink[static_cast<std::size_t>(kind)];
   TY_CHECK(!curves.empty(), "a profile has curves for every collective");
-  const auto above = std::find_if(curves.begin(), curves.end(), [&](const auto& curve) { return curve.ranks >= ranks; });
+  const auto above =
+      std::find_if(curves.begin(), curves.end(), [&](const auto& curve) { return curve.ranks >= ranks; });
   const auto seconds = [&](const LinkCurve& curve) { return at(curve.seconds, payload_bytes, true); };
   double its = seconds(above == curves.end() ? curves.back() : *above);
   if (above != curves.end() && above != curves.begin() && above->ranks > ranks) {
@@ -243,17 +244,19 @@ FabricCost CostModel::fabric_collective(Collective kind, std::int64_t ranks, std
   const double tree_latency_s =
       kind == Collective::AllReduce ? 2 * log_steps * hop_s : log_steps * hop_s / 3.5 + 2.8e-6 * hops;
   const double tree_slowdown = kind == Collective::AllReduce ? 1 / (0.92 * 0.85) : 1 / 0.75;
-  const double ring_s = ring_latency_s + wire_bytes / payload_rate;
-  const double tree_s = tree_latency_s + wire_bytes * tree_slowdown / payload_rate;
-  cost.latency_s = ring_s <= tree_s ? ring_latency_s : tree_latency_s;
   cost.bytes_per_nic = wire_bytes;
   if (kind == Collective::AllReduce && hardware_.tree_step_s > 0) {
-    // Up and down a tree of nodes, at the NICs' full rate once chunks follow one another: NCCL's of 512 KiB
-    // (NCCL_BUFFSIZE / NCCL_STEPS), or a quarter of what a NIC has to carry.
+    // Up and down a tree of nodes that sum inside themselves, at the NICs' full rate once chunks follow one another:
+    // NCCL's of 512 KiB (NCCL_BUFFSIZE / NCCL_STEPS), or a quarter of what a NIC has to carry. A ring has more steps,
+    // and waits for no chunk.
+    const double step_s = hardware_.tree_step_s;
     const double chunk = std::min(static_cast<double>(512 << 10), payload_bytes / per_node / 4);
-    cost.latency_s = 2 * log_steps * (hardware_.tree_step_s + chunk / payload_rate);
-  } else if (tree_s < ring_s) {
-    cost.max_bytes_per_s = payload_rate / tree_slowdown;
+    cost.latency_s = std::min(2 * log_steps * (step_s + chunk / payload_rate), 2 * (hops - 1) * step_s);
+  } else {
+    const double ring_s = ring_latency_s + wire_bytes / payload_rate;
+    const double tree_s = tree_latency_s + wire_bytes * tree_slowdown / payload_rate;
+    cost.latency_s = ring_s <= tree_s ? ring_latency_s : tree_latency_s;
+    if (tree_s < ring_s) cost.max_bytes_per_s = payload_rate / tree_slowdown;
   }
   // The NVLink part of each ring bounds it too.
   if (per_node > 1) {

@@ -1,4 +1,7 @@
 // fabric stress, sim run --explain, and the links in the store.
+#include <algorithm>
+#include <vector>
+
 #include <catch2/catch.hpp>
 #include <nlohmann/json.hpp>
 
@@ -75,4 +78,51 @@ TEST_CASE("a step explains which link it waits for, and stores what links carrie
     CHECK(link.busy <= 1 + 1e-6);
     CHECK(link.bytes > 0);
   }
+}
+
+TEST_CASE("all-reduces over nodes take what others measured", "[cli]") {
+  const Yard yard;
+  const Outcome outcome =
+      yard.run("fabric sweep scenarios/01-grok1-100k-week.json --measured scenarios/measured/nccl.json --json");
+  REQUIRE(outcome.code == 0);
+  const auto report = nlohmann::json::parse(outcome.out);
+  CHECK(report["rows"] == 191);
+  CHECK(report["held_aside_rows"] == 164);
+  CHECK(report["held_aside_median_abs_error"] < 0.10);
+  for (const auto& source : report["by_source"]) CHECK(source["median_abs_error"] < 0.10);
+  for (const char* text : {"{}", "[1", R"({"sources": [{"name": "x", "all_reduce": [{"gpus": 8}]}]})"}) {
+    const Outcome bad =
+        yard.run("fabric sweep scenarios/tiny/llama.json --measured '" + yard.file("bad.json", text) + "'");
+    CHECK(bad.code == 2);
+    CHECK(contains(bad.err, "bad.json"));
+    CHECK(contains(bad.err, "measured all-reduces"));
+  }
+}
+
+TEST_CASE("a sweep obeys the laws of its collectives", "[cli]") {
+  const Yard yard;
+  const auto seconds = [&](const std::string& collective, const std::string& gpus) {
+    const Outcome outcome = yard.run("fabric sweep scenarios/01-grok1-100k-week.json --collective " + collective +
+                                     " --gpus " + gpus + " --from 1KiB --to 8GiB --json");
+    REQUIRE(outcome.code == 0);
+    std::vector<double> out;
+    const auto report = nlohmann::json::parse(outcome.out);
+    for (const auto& row : report["sweeps"][0]["rows"]) {
+      out.push_back(row["seconds"]);
+      CHECK(row["bus_bytes_per_s"] < (gpus == "8" ? 500e9 : 400e9));  // of a NIC for each GPU
+    }
+    CHECK(out.size() == 24);
+    CHECK(std::is_sorted(out.begin(), out.end()));  // more never takes less
+    return out;
+  };
+  for (const char* gpus : {"8", "64", "1024"}) {
+    const auto reduce = seconds("all_reduce", gpus), gather = seconds("all_gather", gpus),
+               scatter = seconds("reduce_scatter", gpus);
+    // Over nodes, all that a reduce-scatter and an all-gather do.
+    CHECK(reduce.back() <= (gather.back() + scatter.back()) * 1.01);
+    CHECK(reduce.back() > gather.back());
+  }
+  const Outcome too_many = yard.run("fabric sweep scenarios/tiny/llama.json --gpus 1000000");
+  CHECK(too_many.code == 2);
+  CHECK(contains(too_many.err, "--gpus"));
 }

@@ -12,6 +12,9 @@
 namespace trainyard {
 
 /// One engine per process: construct one of these in a process, run it once.
+///
+/// A flow that meets no other on any of its links goes at the rate of the slowest of them: that is arithmetic, done
+/// here. From the moment at which another joins it on one, SimGrid shares their links.
 class FlowNetwork {
  public:
   explicit FlowNetwork(const Fold& fold);
@@ -22,7 +25,7 @@ class FlowNetwork {
   /// Runs `conductor` as the one actor of the simulation; the calls below are for it.
   void run(const std::function<void()>& conductor);
 
-  /// Lets the clock reach `time_s`. No flow may end before.
+  /// It is `time_s` now. No flow may end before.
   void sleep_until(double time_s);
   /// Starts `bytes` on the channel class now; at most at `max_bytes_per_s`.
   void start(std::int32_t channel, double bytes, double max_bytes_per_s, std::int64_t tag);

@@ -12,6 +12,7 @@
 #include "exec/saved_state.h"
 #include "models/base/units.h"
 #include "models/spec/hugging_face.h"
+#include "models/spec/nccl_topology.h"
 #include "models/spec/scenario.h"
 
 namespace trainyard::cli {
@@ -81,6 +82,37 @@ int import_hugging_face(const Options& options, const Context& context) {
   return kOk;
 }
 
+int import_topology(const std::string& from, std::int64_t nodes, const std::string& to, const Context& context) {
+  const Result<ClusterSpec> cluster = load_nccl_topology(from, nodes);
+  if (!cluster) return fail(cluster.problems(), context);
+  const std::string text = cluster_file_text(cluster.value(), from);
+  if (to == "-") {
+    std::cout << text;
+    return kOk;
+  }
+  const Problems problems = write_output(to, text);
+  return problems.empty() ? kOk : fail(problems, context);
+}
+
+void add_import_topology(CLI::App& imported, Context& context) {
+  struct Asked {
+    std::string from, to = "-";
+    std::int64_t nodes = 1;
+  };
+  auto asked = std::make_shared<Asked>();
+  CLI::App* topology = add_command(imported, "nccl-topology", "A node as NCCL sees it, as a cluster file for scenarios",
+                                   "  NCCL_TOPO_DUMP_FILE=topology.xml ./all_reduce_perf -g 8    # on a node\n"
+                                   "  trainyard import nccl-topology topology.xml --nodes 128 -o cluster.json");
+  topology->add_option("file", asked->from, "What NCCL_TOPO_DUMP_FILE wrote")->required();
+  topology->add_option("--nodes", asked->nodes, "How many such nodes")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{10'000'000}))
+      ->capture_default_str();
+  topology->add_option("-o,--output", asked->to, "Cluster file, or - for standard output");
+  topology->callback([asked, &context] {
+    context.run = [asked, &context] { return import_topology(asked->from, asked->nodes, asked->to, context); };
+  });
+}
+
 }  // namespace
 
 void add_exchange(CLI::App& app, Context& context) {
@@ -97,9 +129,11 @@ void add_exchange(CLI::App& app, Context& context) {
   to->add_option("--dtype", options->dtype, "float32 or bfloat16")->check(CLI::IsMember({"float32", "bfloat16"}));
   to->add_option("-o,--output", options->to, "Folder to make")->required();
   to->callback([options, &context] { context.run = [=, &context] { return export_hugging_face(*options, context); }; });
-  CLI::App* imported = add_command(app, "import", "Read models of other tools",
-                                   "  trainyard import huggingface my-model/ -o model.json");
+  CLI::App* imported = add_command(app, "import", "Read models and machines of other tools",
+                                   "  trainyard import huggingface my-model/ -o model.json\n"
+                                   "  trainyard import nccl-topology topology.xml --nodes 128 -o cluster.json");
   imported->require_subcommand(1);
+  add_import_topology(*imported, context);
   CLI::App* from = add_command(*imported, "huggingface", "A config.json as a model file for scenarios",
                                "  trainyard import huggingface my-model/ -o model.json\n"
                                "  trainyard exec run job.json --from my-model/     # and its weights");

@@ -204,6 +204,10 @@ double CostModel::nvlink_collective_seconds(Collective kind, std::int64_t ranks,
       std::find_if(curves.begin(), curves.end(), [&](const auto& curve) { return curve.ranks >= ranks; });
   const auto seconds = [&](const LinkCurve& curve) { return at(curve.seconds, payload_bytes, true); };
   double its = seconds(above == curves.end() ? curves.back() : *above);
+  if (above == curves.end()) {  // a switch gives everybody as much: what grows is the share that leaves a GPU
+    const auto n = static_cast<double>(ranks), most = static_cast<double>(curves.back().ranks);
+    its *= (n - 1) / n / ((most - 1) / most);
+  }
   if (above != curves.end() && above != curves.begin() && above->ranks > ranks) {
     // Between two measured numbers of ranks, evenly by the logarithms of both.
     const LinkCurve& below = *std::prev(above);

@@ -4,6 +4,7 @@
 #include <bit>
 #include <limits>
 #include <numeric>
+#include <optional>
 #include <tuple>
 #include <unordered_map>
 
@@ -299,8 +300,10 @@ std::uint64_t colour_of(const InjectedFault& fault) {
   return colour;
 }
 
-bool strikes(const InjectedFault& fault, const Platform& platform, std::int64_t rank) {
-  return platform.node_of(rank) == fault.node && platform.gpu_of(rank) == fault.device;
+// The rank whose GPU or NIC the fault strikes; none where the plan does not use it.
+std::optional<std::int64_t> struck_rank(const InjectedFault& fault, const Platform& platform, std::int64_t ranks) {
+  const std::int64_t rank = platform.rank_at(fault.node, fault.device);
+  return rank < ranks ? std::optional(rank) : std::nullopt;
 }
 
 // Colours before refinement: all that can differ between two ranks. A private NIC's troubles are its rank's.
@@ -311,8 +314,8 @@ std::vector<std::uint64_t> rank_colours(const ParallelPlan& plan, const Platform
   for (std::int64_t rank = 0; rank < mesh.ranks(); ++rank)
     colours[index(rank)] = mix64(1000 + static_cast<std::uint64_t>(mesh.coordinates(rank).pp));
   for (const InjectedFault& fault : degradations) {
-    for (std::int64_t rank = 0; rank < mesh.ranks(); ++rank)
-      if (strikes(fault, platform, rank)) colours[index(rank)] = mix64(colours[index(rank)] ^ colour_of(fault));
+    if (const auto rank = struck_rank(fault, platform, mesh.ranks()))
+      colours[index(*rank)] = mix64(colours[index(*rank)] ^ colour_of(fault));
   }
   return colours;
 }
@@ -329,11 +332,10 @@ std::vector<std::uint64_t> link_colours(const Platform& platform, const std::vec
   }
   for (const InjectedFault& fault : degradations) {
     if (fault.kind != InjectedKind::NicSlow && fault.kind != InjectedKind::LinkDown) continue;
-    for (std::int64_t rank = 0; rank < ranks; ++rank) {
-      if (!strikes(fault, platform, rank)) continue;
-      for (const LinkId link : {platform.nic_out(rank), platform.nic_in(rank)})
-        colours[index(link)] = mix64(colours[index(link)] ^ colour_of(fault));
-    }
+    const auto rank = struck_rank(fault, platform, ranks);
+    if (!rank) continue;
+    for (const LinkId link : {platform.nic_out(*rank), platform.nic_in(*rank)})
+      colours[index(link)] = mix64(colours[index(link)] ^ colour_of(fault));
   }
   return colours;
 }
@@ -524,18 +526,38 @@ class Quotient {
 
   // What one link of each class carries: the channels that cross its representative, by class.
   void weigh_crossings() {
+    struct Found {
+      std::int32_t channel_class;
+      std::size_t order;  // in which links are met first, so that reports keep it
+      Crossing crossing;
+    };
+    std::vector<Found> found;
     for (std::size_t c = 0; c < structure_.channels(); ++c) {
       for (std::size_t l = structure_.first_link[c]; l < structure_.first_link[c + 1]; ++l) {
         const Crossed& crossed = structure_.links[l];
         const std::int32_t link_class = link_class_of_[index(crossed.link)];
-        if (out_.links[index(link_class)].representative != crossed.link) continue;
-        auto& crossings = out_.channels[index(channel_class_of_[c])].crossings;
-        auto found = std::find_if(crossings.begin(), crossings.end(),
-                                  [&](const Crossing& x) { return x.link_class == link_class; });
-        if (found == crossings.end()) found = crossings.insert(crossings.end(), {link_class, 0});
-        found->weight += crossed.weight;
+        if (out_.links[index(link_class)].representative == crossed.link)
+          found.push_back({channel_class_of_[c], found.size(), {link_class, crossed.weight}});
       }
     }
+    const auto same = [](const Found& x, const Found& y) {
+      return x.channel_class == y.channel_class && x.crossing.link_class == y.crossing.link_class;
+    };
+    std::sort(found.begin(), found.end(), [](const Found& x, const Found& y) {
+      return std::tie(x.channel_class, x.crossing.link_class, x.order) <
+             std::tie(y.channel_class, y.crossing.link_class, y.order);
+    });
+    std::size_t kept = 0;
+    for (const Found& its : found) {
+      if (kept > 0 && same(found[kept - 1], its)) {
+        found[kept - 1].crossing.weight += its.crossing.weight;
+      } else {
+        found[kept++] = its;
+      }
+    }
+    found.resize(kept);
+    std::sort(found.begin(), found.end(), [](const Found& x, const Found& y) { return x.order < y.order; });
+    for (const Found& its : found) out_.channels[index(its.channel_class)].crossings.push_back(its.crossing);
   }
 
   Mesh mesh_;

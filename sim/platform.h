@@ -27,6 +27,9 @@ class Platform {
 
   [[nodiscard]] std::int64_t node_of(std::int64_t rank) const { return rank / cluster_.gpus_per_node; }
   [[nodiscard]] std::int64_t gpu_of(std::int64_t rank) const { return rank % cluster_.gpus_per_node; }
+  [[nodiscard]] std::int64_t rank_at(std::int64_t node, std::int64_t gpu) const {
+    return node * cluster_.gpus_per_node + gpu;
+  }
   [[nodiscard]] bool same_node(std::int64_t a, std::int64_t b) const { return node_of(a) == node_of(b); }
 
   [[nodiscard]] LinkId nic_out(std::int64_t rank) const { return static_cast<LinkId>(2 * nic_of(rank)); }

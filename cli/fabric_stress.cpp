@@ -11,6 +11,7 @@
 #include "cli/exit_code.h"
 #include "cli/fabric.h"
 #include "cli/job.h"
+#include "cli/step_memo.h"
 #include "cli/terminal.h"
 #include "models/base/index.h"
 #include "models/base/units.h"
@@ -144,7 +145,7 @@ Result<json> search(const Job& job, const StressOptions& options, const StepResu
   for (const std::int64_t rank : targets) {
     fault.node = rank / job.scenario.cluster.gpus_per_node;
     fault.device = rank % job.scenario.cluster.gpus_per_node;
-    StepOptions step;
+    StepOptions step = step_options(job);
     step.degradations = {fault};
     step.on_wait = [&] { progress.tick(); };
     const Result<StepResult> result = simulate_step(job.program, job.scenario.cluster, job.cost(), step);

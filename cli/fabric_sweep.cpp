@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <map>
@@ -161,7 +162,12 @@ int sweep_fabric(const SweepOptions& options, const Context& context) {
   if (!prepared) return fail(prepared.problems(), context);
   const Job& job = prepared.value();
   if (!options.measured.empty()) {
+    std::error_code error;
     std::ifstream file(options.measured);
+    if (!file || std::filesystem::is_directory(options.measured, error))
+      return fail(
+          Problems{{options.measured, "", "", "cannot be read", "name a file like scenarios/measured/nccl.json"}},
+          context);
     const json measured = json::parse(file, nullptr, false);
     if (!well_formed(measured))
       return fail(Problems{{options.measured, "", "", "is no list of measured all-reduces",
@@ -171,6 +177,10 @@ int sweep_fabric(const SweepOptions& options, const Context& context) {
     std::cout << (context.json ? report.dump(2) + "\n" : compare_text(report));
     return kOk;
   }
+  if (options.least_bytes < 1 || options.most_bytes < options.least_bytes)
+    return fail(Problems{{"", "--from, --to", fmt::format("{:.0f}, {:.0f}", options.least_bytes, options.most_bytes),
+                          "must be sizes of a byte at least, the smaller one first", "as --from 1KiB --to 8GiB"}},
+                context);
   std::vector<std::int64_t> gpus = options.gpus;
   if (gpus.empty()) gpus = {job.scenario.cluster.gpus_per_node, 4 * job.scenario.cluster.gpus_per_node};
   json report{

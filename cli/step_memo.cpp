@@ -41,15 +41,20 @@ StepMemo::StepMemo(const Job& job, StepMemoOptions options, MemoUse& use)
   memo_ = stored_->known();
 }
 
-StepOptions StepMemo::options() const {
+StepOptions step_options(const Job& job) {
   StepOptions step;
-  step.unfold = options_.unfold;
-  step.merge = options_.merge;
-  if (!job_.scenario.policies.empty()) {  // of one job its policies hardly differ in this
-    const DetectionLadder& timeouts = job_.scenario.policies.front().timeouts;
+  if (!job.scenario.policies.empty()) {
+    const DetectionLadder& timeouts = job.scenario.policies.front().timeouts;
     step.queue_pair_timeout_s = timeouts.link_s;
     step.queue_pair_tries = static_cast<double>(timeouts.ib_retry_cnt);
   }
+  return step;
+}
+
+StepOptions StepMemo::options() const {
+  StepOptions step = step_options(job_);
+  step.unfold = options_.unfold;
+  step.merge = options_.merge;
   return step;
 }
 

@@ -32,6 +32,9 @@ struct MemoUse {
   bool step_known = false;
 };
 
+/// With the queue pairs of the job's first policy: of one job its policies hardly differ in this.
+StepOptions step_options(const Job& job);
+
 class StepMemo {
  public:
   StepMemo(const Job& job, StepMemoOptions options, MemoUse& use);

@@ -524,15 +524,15 @@ class Conductor {
     push({now_ + flow.latency_s + tail_stall_s(its), EventKind::FlowStarts, -1, -1, tag, 0});
   }
 
-  // On average, over all links of a channel that lose packets now.
+  // On average, over all flows of a channel through links that lose packets now.
   double tail_stall_s(const ChannelClass& channel) const {
-    double loss = 0;
+    double lost = 0;
     for (const Crossing& crossing : channel.crossings) {
       for (const Lossy& its : lossy_[index(crossing.link_class)])
-        if (its.begin <= now_ && now_ < its.end) loss += its.loss;
+        if (its.begin <= now_ && now_ < its.end) lost += its.loss * static_cast<double>(crossing.flows);
     }
-    if (loss == 0) return 0;
-    return trainyard::tail_stall_s(cluster_.rdma, loss, options_.queue_pair_timeout_s / options_.queue_pair_tries);
+    if (lost == 0) return 0;
+    return trainyard::tail_stall_s(cluster_.rdma, lost, options_.queue_pair_timeout_s / options_.queue_pair_tries);
   }
 
   double inside_node_seconds(const Op& op, std::int64_t ranks) const {

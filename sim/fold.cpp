@@ -489,6 +489,7 @@ class Quotient {
     std::vector<std::size_t> representatives;
     channel_class_of_ = number(colours, representatives);
     for (const std::size_t c : representatives) out_.channels.push_back(describe(c));
+    representative_channels_ = std::move(representatives);
     for (std::size_t c = 0; c < colours.size(); ++c) {
       ++out_.channels[index(channel_class_of_[c])].count;
     }
@@ -537,7 +538,7 @@ class Quotient {
         const Crossed& crossed = structure_.links[l];
         const std::int32_t link_class = link_class_of_[index(crossed.link)];
         if (out_.links[index(link_class)].representative == crossed.link)
-          found.push_back({channel_class_of_[c], found.size(), {link_class, crossed.weight}});
+          found.push_back({channel_class_of_[c], found.size(), {link_class, crossed.weight, 0}});
       }
     }
     const auto same = [](const Found& x, const Found& y) {
@@ -558,6 +559,19 @@ class Quotient {
     found.resize(kept);
     std::sort(found.begin(), found.end(), [](const Found& x, const Found& y) { return x.order < y.order; });
     for (const Found& its : found) out_.channels[index(its.channel_class)].crossings.push_back(its.crossing);
+    count_flows();
+  }
+
+  void count_flows() {
+    std::vector<std::int64_t> flows(out_.links.size(), 0);
+    for (std::size_t i = 0; i < out_.channels.size(); ++i) {
+      const std::size_t c = representative_channels_[i];
+      for (std::size_t l = structure_.first_link[c]; l < structure_.first_link[c + 1]; ++l)
+        flows[index(link_class_of_[index(structure_.links[l].link)])] += structure_.links[l].weight;
+      for (Crossing& crossing : out_.channels[i].crossings) crossing.flows = flows[index(crossing.link_class)];
+      for (std::size_t l = structure_.first_link[c]; l < structure_.first_link[c + 1]; ++l)
+        flows[index(link_class_of_[index(structure_.links[l].link)])] = 0;
+    }
   }
 
   Mesh mesh_;
@@ -565,6 +579,7 @@ class Quotient {
   const Structure& structure_;
   Fold out_;
   std::vector<std::int32_t> link_class_of_, channel_class_of_;
+  std::vector<std::size_t> representative_channels_;  // by channel class
 };
 
 }  // namespace

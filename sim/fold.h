@@ -37,6 +37,8 @@ struct ChannelSort {
 struct Crossing {
   std::int32_t link_class = 0;
   std::int64_t weight = 0;
+  /// Of one member channel: flows over all the links of the class that it crosses.
+  std::int64_t flows = 0;
 };
 
 struct ChannelClass {

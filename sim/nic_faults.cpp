@@ -44,6 +44,8 @@ std::vector<InjectedFault> by_part(const std::vector<InjectedFault>& faults, con
     }
     if (!strikes_leaf(fault)) {
       out.push_back(fault);
+      const bool whole_nic = fault.mode == FaultMode::GidMisconfigured || fault.mode == FaultMode::MtuMismatch;
+      if (whole_nic && cluster.dual_tor) out.push_back(fault);  // both ports
       continue;
     }
     // The NIC that pauses its leaf stays cut off once the switch no longer listens to it.

@@ -15,10 +15,13 @@ void RunWorld::link_down(NodeId node, const Outage& outage) {
   if (link_is_down(node)) {
     const std::optional<std::int64_t>& up_ns = its->second.up_ns;
     if (!up_ns || (outage.up_ns && *outage.up_ns <= *up_ns)) return;  // it is down for longer already
+    its->second.up_ns = outage.up_ns;                                 // whoever is about to complain of it still does
+    its->second.silent &= outage.silent;
+  } else {
+    trace_.add(now_ns_, RunEventKind::FaultBegins, node, "link_down");
+    links_down_.insert_or_assign(node, outage);
   }
-  trace_.add(now_ns_, RunEventKind::FaultBegins, node, "link_down");
-  links_down_.insert_or_assign(node, outage);
-  const std::int64_t id = outage.id;
+  const std::int64_t id = links_down_.at(node).id;
   if (outage.up_ns) agenda_.at(*outage.up_ns, [this, node, id] { link_up(node, id); });
   if (controller_.slot_of(node) && mode_ != JobMode::Dead)
     agenda_.at(next_collective_ns(), [this, node, id] { link_bites(node, id); });
@@ -47,33 +50,42 @@ void RunWorld::link_bites(NodeId node, std::int64_t id) {
     schedule_complaint(node, true);
 }
 
-/// Of two ports of a NIC one is down: the rest of its rate goes on. With the other down already, so is the link.
-void RunWorld::port_down(const NicsOfLeaf& nics, const Outage& outage) {
+/// Of two ports of a NIC one is down: the rest of its rate goes on. While the other is down too, so is the link.
+void RunWorld::port_down(const NicsOfLeaf& nics, const Outage& outage, bool of_leaf) {
   std::vector<InjectedFault> halves;
   for (const NodeId node : nics.nodes) {
     for (const std::int64_t device : nics.devices) {
-      if (has_lost_a_port(node, device)) {
-        link_down(node, outage);
-        continue;
+      if (const std::optional<std::int64_t> other_ns = other_port_up_ns(node, device)) {
+        Outage both = outage;
+        both.up_ns = std::min(outage.up_ns.value_or(*other_ns), *other_ns);
+        if (*both.up_ns > duration_ns_) both.up_ns.reset();
+        link_down(node, both);
       }
       InjectedFault half;
       half.kind = InjectedKind::NicSlow;
-      half.mode = FaultMode::LinkDown;
+      half.mode = of_leaf ? FaultMode::SwitchCrash : FaultMode::LinkDown;
       half.node = node;
       half.device = device;
       half.factor = 2;
+      half.at_s = static_cast<double>(now_ns_) / kNsPerS;
+      if (outage.up_ns) half.duration_s = static_cast<double>(*outage.up_ns - now_ns_) / kNsPerS;
       halves.push_back(half);
     }
   }
   begin_slow(halves, outage.up_ns);
 }
 
-bool RunWorld::has_lost_a_port(NodeId node, std::int64_t device) const {
+/// When the port of the NIC is back that went first; beyond the end of the run: never. None: both ports are up.
+std::optional<std::int64_t> RunWorld::other_port_up_ns(NodeId node, std::int64_t device) const {
   const std::int64_t gpus_per_nic = input_.cluster.gpus_per_node / input_.cluster.nics_per_node;
-  return std::any_of(slow_.begin(), slow_.end(), [&](const auto& its) {
-    const InjectedFault& part = its.second;
-    return part.mode == FaultMode::LinkDown && part.node == node && part.device / gpus_per_nic == device / gpus_per_nic;
-  });
+  std::optional<std::int64_t> up_ns;
+  for (const auto& [id, part] : slow_) {
+    const bool a_port = part.mode == FaultMode::LinkDown || part.mode == FaultMode::SwitchCrash;
+    if (!a_port || part.node != node || part.device / gpus_per_nic != device / gpus_per_nic) continue;
+    const std::int64_t its_ns = part.duration_s ? to_ns(part.at_s + *part.duration_s) : duration_ns_ + 1;
+    up_ns = std::max(up_ns.value_or(0), its_ns);
+  }
+  return up_ns;
 }
 
 /// How long those who need the link wait for it before they give up.
@@ -97,7 +109,7 @@ void RunWorld::link_stall(std::int64_t down_ns) {
 
 void RunWorld::link_up(NodeId node, std::int64_t id) {
   const auto its = links_down_.find(node);
-  if (its == links_down_.end() || its->second.id != id) return;
+  if (its == links_down_.end() || its->second.id != id || link_is_down(node)) return;
   trace_.add(now_ns_, RunEventKind::FaultEnds, node, "link_down");
   if (!blocked_phase_) return;
   const Action action = *std::exchange(blocked_phase_, std::nullopt);

@@ -13,6 +13,7 @@
 #include <simgrid/s4u.hpp>
 
 #include "models/base/check.h"
+#include "models/faults/fault_mode.h"
 #include "models/recovery/goodput.h"
 #include "sim/child_process.h"
 #include "sim/run_world.h"
@@ -73,7 +74,11 @@ void check_replicas(const RunInput& input, const std::string& path, Problems& pr
 }
 
 void check_work(const RunInput& input, const std::string& path, Problems& problems) {
-  const double failures = input.duration_s / mtbf_s(input);
+  // Whatever strikes is an event, whether it stops the job or not.
+  const double gpus = static_cast<double>(input.job_nodes * input.cluster.gpus_per_node);
+  const double rate = input.faults.total_rate_per_gpu_hour() + input.faults.generator.faults_per_node_day() / 24 /
+                                                                   static_cast<double>(input.cluster.gpus_per_node);
+  const double failures = input.duration_s / 3600 * rate * gpus;
   if (!(failures <= kMaxExpectedEvents))
     problems.push_back({"", path + ".faults.causes", fmt::format("{:.3g} failures expected", failures),
                         fmt::format("a run simulates at most {:.0g} failures", kMaxExpectedEvents),
@@ -159,9 +164,28 @@ Problems validate(const RunInput& input, const std::string& path) {
   return problems;
 }
 
+namespace {
+
+/// Of faults of a cause, the share that stops the job: what only slows it does not, nor what passes sooner than queue
+/// pairs give up.
+double share_that_stops(const FaultCause& cause, double link_s) {
+  const FaultMode mode = cause.effective_mode();
+  const faults::ModeRow& row = faults::row_of(mode);
+  if (cause.stops_job) return 1;
+  const bool waits = mode == FaultMode::StorageOutage || mode == FaultMode::BootstrapFailure;
+  if (row.effect == faults::Effect::Slows || waits) return 0;
+  if (row.effect != faults::Effect::Stalls || row.mend != faults::Mend::Itself) return 1;
+  return std::erfc(std::log(link_s / row.lasts.median_s) / (row.lasts.sigma * std::sqrt(2.0))) / 2;  // of a lognormal
+}
+
+}  // namespace
+
 double failures_per_gpu_hour(const RunInput& input) {
+  double rate = 0;
+  for (const FaultCause& cause : input.faults.causes)
+    rate += cause.rate_per_gpu_hour * share_that_stops(cause, input.policy.timeouts.link_s);
   const double of_nodes = input.faults.generator.faults_per_node_day() / 24;
-  return input.faults.total_rate_per_gpu_hour() + of_nodes / static_cast<double>(input.cluster.gpus_per_node);
+  return rate + of_nodes / static_cast<double>(input.cluster.gpus_per_node);
 }
 
 double checkpoint_interval_s(const RunInput& input) {

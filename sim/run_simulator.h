@@ -91,7 +91,7 @@ Result<RunResult> simulate_run(const RunInput& input);
 /// The same input under seeds input.seed, input.seed + 1, ...
 std::vector<RunInput> with_seeds(const RunInput& input, std::int64_t count);
 
-/// Of the job's GPUs: causes, and the generator's faults of whole nodes spread over their GPUs.
+/// That stop the job, of its GPUs: causes, and the generator's faults of whole nodes spread over their GPUs.
 double failures_per_gpu_hour(const RunInput& input);
 
 /// The interval that `input` uses: the policy's, or, where that is 0, the exact optimum for the

@@ -290,7 +290,7 @@ void RunWorld::strike(const faults::Fault& fault, Damage damage) {
     const std::int64_t lasts_ns = fault.repair_ns     ? *fault.repair_ns
                                   : fault.duration_ns ? *fault.duration_ns
                                                       : drawn_ns(row.mends);
-    return port_down({{fault.node}, {fault.device}}, {++outages_, fault.cause, now_ns_ + lasts_ns, fault});
+    return port_down({{fault.node}, {fault.device}}, {++outages_, fault.cause, now_ns_ + lasts_ns, fault}, false);
   }
   // A link that comes back by itself may be no more than a stall.
   if (row.effect == faults::Effect::Stalls && row.scope == faults::ModeScope::Network && fault.duration_ns)
@@ -303,21 +303,25 @@ void RunWorld::strike(const faults::Fault& fault, Damage damage) {
 void RunWorld::strike_leaf(faults::Fault fault, const Damage& damage) {
   std::optional<std::int64_t> up_ns = damage.ends_at_ns;
   if (!damage.injected)
-    up_ns = now_ns_ + (fault.duration_ns ? *fault.duration_ns : drawn_ns(faults::row_of(fault.mode).mends));
+    up_ns = now_ns_ + (fault.repair_ns     ? *fault.repair_ns
+                       : fault.duration_ns ? *fault.duration_ns
+                                           : drawn_ns(faults::row_of(fault.mode).mends));
+  const bool silent = faults::row_of(fault.mode).effect == faults::Effect::Hangs;
   const std::int64_t id = ++outages_, watchdog_ns = to_ns(input_.cluster.rdma.pfc_watchdog_s);
-  if (fault.mode == FaultMode::PfcStorm && watchdog_ns > 0 && (!up_ns || *up_ns > now_ns_ + watchdog_ns)) {
-    // Then the switch listens to the NIC no longer that pauses it, and drops what is for it.
-    agenda_.at(now_ns_ + watchdog_ns, [this, fault, outage = Outage{id, fault.cause, up_ns, fault}] {
-      input_.cluster.dual_tor ? port_down({{fault.node}, {fault.device}}, outage) : link_down(fault.node, outage);
-    });
-    up_ns = now_ns_ + watchdog_ns;
-  }
-  if (up_ns) fault.duration_ns = *up_ns - now_ns_;
-  Outage outage{id, fault.cause, up_ns, fault};
-  outage.silent = faults::row_of(fault.mode).effect == faults::Effect::Hangs;
-  const NicsOfLeaf below = nics_of_leaf(input_.cluster, places_, held_nodes_, fault.node, fault.device);
-  if (input_.cluster.dual_tor && !outage.silent) return port_down(below, outage);
-  for (const NodeId node : below.nodes) link_down(node, outage);
+  const auto strike = [&](const NicsOfLeaf& nics, std::optional<std::int64_t> until_ns, bool of_leaf) {
+    if (until_ns) fault.duration_ns = *until_ns - now_ns_;
+    const Outage outage{.id = id, .cause = fault.cause, .up_ns = until_ns, .fault = fault, .silent = silent};
+    if (input_.cluster.dual_tor && !silent) return port_down(nics, outage, of_leaf);
+    for (const NodeId node : nics.nodes) link_down(node, outage);
+  };
+  NicsOfLeaf below = nics_of_leaf(input_.cluster, places_, held_nodes_, fault.node, fault.device);
+  const bool watched =
+      fault.mode == FaultMode::PfcStorm && watchdog_ns > 0 && (!up_ns || *up_ns > now_ns_ + watchdog_ns);
+  if (!watched) return strike(below, up_ns, true);
+  // The switch listens no longer to the NIC that pauses it, and drops what is for it: that one stays cut off.
+  strike({{fault.node}, {fault.device}}, up_ns, false);
+  std::erase(below.nodes, fault.node);
+  strike(below, now_ns_ + watchdog_ns, true);
 }
 
 /// Never beyond twice the run.
@@ -479,7 +483,7 @@ void RunWorld::begin_injected(std::size_t index) {
       if (fault.mode && faults::row_of(*fault.mode).scope == faults::ModeScope::Leaf) break;
       const Outage outage{++outages_, result_.by_cause.size() - 1, ends_at_ns, std::nullopt};
       const bool one_port = !fault.mode || fault.mode == FaultMode::LinkDown || fault.mode == FaultMode::LinkFlap;
-      if (input_.cluster.dual_tor && one_port) return port_down({{fault.node}, {fault.device}}, outage);
+      if (input_.cluster.dual_tor && one_port) return port_down({{fault.node}, {fault.device}}, outage, false);
       return link_down(fault.node, outage);
     }
     case InjectedKind::NodeCrash: break;
@@ -500,25 +504,30 @@ void RunWorld::begin_injected(std::size_t index) {
 void RunWorld::begin_slow(const std::vector<InjectedFault>& parts, std::optional<std::int64_t> ends_at_ns) {
   std::vector<std::int64_t> begun;
   for (const InjectedFault& part : parts) {
-    if (in_shop_.contains(part.node)) continue;
+    if (in_shop_.contains(part.node) && part.mode != FaultMode::SwitchCrash) continue;
     trace_.add(now_ns_, RunEventKind::FaultBegins, part.node,
                part.kind == InjectedKind::GpuSlow ? "gpu_slow" : "nic_slow");
     begun.push_back(slow_begun_++);
     slow_.emplace(begun.back(), part);
-    if (ends_at_ns && *ends_at_ns <= duration_ns_) agenda_.at(*ends_at_ns, [this, id = begun.back()] { end_slow(id); });
   }
+  if (ends_at_ns && *ends_at_ns <= duration_ns_) agenda_.at(*ends_at_ns, [this, begun] { end_slow(begun); });
   state_changed();
   for (const std::int64_t id : begun) watch_straggler(id);
 }
 
-void RunWorld::end_slow(std::int64_t id) {
-  const auto slow = slow_.find(id);
-  if (slow == slow_.end()) return;
-  const NodeId node = slow->second.node;
-  slow_.erase(slow);
-  trace_.add(now_ns_, RunEventKind::FaultEnds, node, "");
+void RunWorld::end_slow(const std::vector<std::int64_t>& ids) {
+  std::vector<NodeId> nodes;
+  for (const std::int64_t id : ids) {
+    const auto slow = slow_.find(id);
+    if (slow == slow_.end()) continue;
+    nodes.push_back(slow->second.node);
+    slow_.erase(slow);
+    trace_.add(now_ns_, RunEventKind::FaultEnds, nodes.back(), "");
+  }
+  if (nodes.empty()) return;
   state_changed();
-  if (input_.policy.stragglers.replace_at_slowdown > 0) tell(recovery::StragglingOver{node});
+  if (input_.policy.stragglers.replace_at_slowdown <= 0) return;
+  for (const NodeId node : nodes) tell(recovery::StragglingOver{node});
 }
 
 /// Once it has slowed the job for a minute, telemetry names it; in each epoch anew.
@@ -684,6 +693,7 @@ JobState RunWorld::job_state() {
     fault.node = position_of(*slot);
     fault.at_s = 0;
     fault.duration_s.reset();
+    fault.mode.reset();
     state.slow.push_back(fault);
   }
   const auto less = [](const InjectedFault& a, const InjectedFault& b) { return key_of(a) < key_of(b); };
@@ -900,7 +910,9 @@ void RunWorld::to_shop(NodeId node, const ActionKey& key) {
   in_shop_.insert(node);
   copies_.node_gone(node);
   result_.corruptions_found += corrupt_.erase(node) > 0 && disagreed_from_ ? 1 : 0;
-  std::erase_if(slow_, [&](const auto& slow) { return slow.second.node == node; });
+  // No repair of a node mends its switch.
+  std::erase_if(
+      slow_, [&](const auto& slow) { return slow.second.node == node && slow.second.mode != FaultMode::SwitchCrash; });
   node_is(node, faults::NodeUse::InRepair);
   state_changed();
   const std::int64_t back_ns = repaired_at_ns(node);

@@ -110,13 +110,13 @@ class RunWorld {
   void arm_injected(std::size_t index);
   void begin_injected(std::size_t index);
   void begin_slow(const std::vector<InjectedFault>& parts, std::optional<std::int64_t> ends_at_ns);
-  void end_slow(std::int64_t id);
+  void end_slow(const std::vector<std::int64_t>& ids);
   void watch_straggler(std::int64_t id);
 
   // Links: run_links.cpp.
   void link_down(NodeId node, const Outage& outage);
-  void port_down(const NicsOfLeaf& nics, const Outage& outage);
-  [[nodiscard]] bool has_lost_a_port(NodeId node, std::int64_t device) const;
+  void port_down(const NicsOfLeaf& nics, const Outage& outage, bool of_leaf);
+  [[nodiscard]] std::optional<std::int64_t> other_port_up_ns(NodeId node, std::int64_t device) const;
   [[nodiscard]] std::int64_t patience_ns(const Outage& outage) const;
   [[nodiscard]] bool link_is_down(NodeId node) const;
   void link_bites(NodeId node, std::int64_t id);

@@ -104,7 +104,7 @@ JobState StepStates::reduced(const JobState& state) const {
     const auto& [rank, kind, direction] = where;  // one that is slow one way counts as one that is slow both ways
     if (part.factor <= 1) continue;
     InjectedFault& its = stages[stage_of(rank)][pace_of(rank)][kind];
-    const double loss = std::max(its.loss, part.loss);
+    const double loss = std::max(its.loss, part.loss / (direction == LinkDirection::Both ? 1 : 2));
     if (part.factor > its.factor) its = fault_of(rank, kind, part.factor, loss);
     its.loss = loss;
   }

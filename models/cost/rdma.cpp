@@ -12,8 +12,9 @@ double goodput(const RdmaSpec& rdma, double bytes_per_s, double loss) {
   return arrives / (arrives + loss * window);
 }
 
-double tail_stall_s(const RdmaSpec& rdma, double loss, double try_s) {
-  return loss * (rdma.adaptive_retransmission ? rdma.rtt_s : try_s);
+double tail_stall_s(const RdmaSpec& rdma, double lost, double try_s) {
+  const double any = -std::expm1(-lost);
+  return any * (rdma.adaptive_retransmission ? rdma.rtt_s : try_s);
 }
 
 double dcqcn_cut_s() {

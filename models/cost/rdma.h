@@ -10,9 +10,10 @@ namespace trainyard {
 /// and Gallager, Data Networks, 2.4). Selective repeat: 1 - p. `loss` in [0, 1).
 double goodput(const RdmaSpec& rdma, double bytes_per_s, double loss);
 
-/// Seconds that a flow waits on average for its last packet, or the acknowledgement of it, to be missed: nothing
-/// follows that would betray the loss, so a queue pair's timer has to run out once. `try_s`: seconds of one try.
-double tail_stall_s(const RdmaSpec& rdma, double loss, double try_s);
+/// Seconds that flows which end together wait on average for a last packet, or the acknowledgement of it, to be missed:
+/// nothing follows that would betray the loss, so a queue pair's timer has to run out once. `lost`: how many of their
+/// last packets are lost on average; `try_s`: seconds of one try.
+double tail_stall_s(const RdmaSpec& rdma, double lost, double try_s);
 
 /// Seconds of line rate that one cut by DCQCN costs a sender that has not been cut before: it falls to a half and
 /// halves what is missing every 55 us, five times (Zhu et al., SIGCOMM 2015, sections 3 and 5: alpha starts at 1,

@@ -146,7 +146,7 @@ void read_queue_pairs(ObjectReader& from, DetectionLadder& ladder) {
   if (!from.has("ib_timeout") && !from.has("ib_retry_cnt")) return;
   if (from.has("link_s"))
     from.problem("link_s", "follows from ib_timeout and ib_retry_cnt: 4.096 us * 2^ib_timeout * ib_retry_cnt",
-                 "keep one form");
+                 "keep one form, that of the base where there is one");
   ladder.link_s = queue_pair_timeout_s(timeout, ladder.ib_retry_cnt);
 }
 

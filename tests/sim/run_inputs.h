@@ -106,6 +106,12 @@ inline InjectedFault injected(InjectedKind kind, double at_s, std::int64_t node,
   return fault;
 }
 
+inline FaultSpec one_cause(FaultMode mode, FaultScope scope, double per_gpu_hour) {
+  FaultSpec faults;
+  faults.causes = {{to_string(mode), scope, per_gpu_hour, "test", mode}};
+  return faults;
+}
+
 inline double sum_s(const RunResult& result) {
   double sum = 0;
   for (int band = 0; band < kBandCount; ++band) sum += result.band_s(static_cast<Band>(band));

@@ -229,3 +229,80 @@ TEST_CASE("A link that loses packets in silence slows the run by what it loses")
   CHECK(simulate(input).failures == 0);
   CHECK(factor == Approx(slowdown_by_loss(input.cluster, 1e-3)));
 }
+
+TEST_CASE("A link that goes down again before anybody has complained is complained of in time") {
+  RunInput input = small_job();
+  input.faults.injected = {injected(InjectedKind::LinkDown, 4000, 3, 600),
+                           injected(InjectedKind::LinkDown, 4010, 3, 7200)};
+  const RunResult run = simulate(input);
+  CHECK(run.failures == 1);
+  REQUIRE(run.recoveries.size() == 1);
+  CHECK(run.recoveries[0].ledger.total_s() < 200);
+}
+
+TEST_CASE("A NIC of two ports is down only while both are, and no repair of a node mends its switch") {
+  RunInput input = leaf_crash(std::nullopt, Evidence::Timeouts);
+  input.cluster.dual_tor = true;
+  input.faults.injected = {injected(InjectedKind::LinkDown, 4000, 3, 60),
+                           injected(InjectedKind::LinkDown, 4045, 3, 3600)};
+  const RunResult flap = simulate(input);  // both for 15 s: a stall
+  CHECK(flap.failures == 0);
+  CHECK(flap.band_s(Band::DegradedSlowdown) > 15);
+
+  InjectedFault leaf = injected(InjectedKind::NodeCrash, 4000, 3, 36000);
+  leaf.mode = FaultMode::SwitchCrash;
+  input.policy.spare_nodes = 0;
+  input.faults.injected = {leaf, injected(InjectedKind::NodeCrash, 5000, 3, 600)};
+  std::size_t fewest = 4;
+  input.step_times = [&fewest](const JobState& state) {
+    if (!state.slow.empty()) fewest = std::min(fewest, state.slow.size());
+    return StepTime{10, 10};
+  };
+  CHECK(simulate(input).waiting_for.empty());
+  CHECK(fewest >= 3);  // while node 3 was away; it came back with half a NIC
+  input.faults.injected.push_back(injected(InjectedKind::LinkDown, 20000, 3, 600));
+  CHECK(simulate(input).failures == 2);  // its other port
+}
+
+TEST_CASE("What a trace says of how long a switch was out is how long it was out") {
+  RunInput input = small_job();
+  input.faults.generator.kind = GeneratorKind::Trace;
+  FaultTrace& trace = input.faults.generator.trace;
+  trace.nodes = 8;
+  trace.days = 2;
+  trace.classes = {{"switch", FaultMode::SwitchCrash}};
+  trace.faults = {{1, 0.05, 0.06, 0}};
+  const RunResult run = simulate(input);
+  for (const RunEvent& event : run.events) {
+    if (event.kind == RunEventKind::FaultEnds) CHECK(static_cast<double>(event.time_ns) == Approx(0.06 * 86400e9));
+  }
+  CHECK(count(run, RunEventKind::FaultEnds) >= 4);
+}
+
+TEST_CASE("Of a storm that a watchdog ends the culprit alone stays cut off") {
+  RunInput input = leaf_crash(600, Evidence::All);
+  input.faults.injected[0].at_s = 4000;
+  input.faults.injected[0].node = 2;
+  input.faults.injected[0].mode = FaultMode::PfcStorm;
+  input.faults.injected[0].kind = kind_of(FaultMode::PfcStorm);
+  input.cluster.rdma.pfc_watchdog_s = 5;
+  const RunResult run = simulate(input);
+  for (const RunEvent& event : run.events) {
+    if (event.kind != RunEventKind::FaultEnds) continue;
+    CHECK(static_cast<double>(event.time_ns) == Approx(event.node == 2 ? 4600e9 : 4005e9));
+  }
+  CHECK(run.failures == 1);
+}
+
+TEST_CASE("Checkpoints are spaced by what stops the job") {
+  RunInput input = small_job();
+  input.policy.checkpoint_interval_s = 0;
+  input.faults = one_cause(FaultMode::RateDowngrade, FaultScope::Node, 0.01);
+  CHECK(failures_per_gpu_hour(input) == 0);
+  input.faults = one_cause(FaultMode::LinkFlap, FaultScope::Network, 0.01);
+  const double of_long_flaps = failures_per_gpu_hour(input);
+  CHECK(of_long_flaps > 0);
+  CHECK(of_long_flaps < 0.001);  // a lognormal around 4 s seldom exceeds 30
+  input.faults.causes[0].stops_job = true;
+  CHECK(failures_per_gpu_hour(input) == 0.01);
+}

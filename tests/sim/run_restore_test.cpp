@@ -37,12 +37,6 @@ RunInput replicated(std::int64_t replicas) {
   return input;
 }
 
-FaultSpec one_cause(FaultMode mode, FaultScope scope, double per_gpu_hour) {
-  FaultSpec faults;
-  faults.causes = {{to_string(mode), scope, per_gpu_hour, "test", mode}};
-  return faults;
-}
-
 double lost_s(const RunInput& input) {
   const RunResult result = simulate(input);
   REQUIRE(result.recoveries.size() == 1);

@@ -135,6 +135,10 @@ void break_fabric(ClusterSpec& cluster, const ParallelPlan& plan, RandomStream& 
     if (what < 2) fault.direction = static_cast<LinkDirection>(random.below(3));
     if (what == 2 || random.below(2) == 0) fault.duration_s = 1e-3 * random.uniform();
     degradations.push_back(fault);
+    if (what < 2 && random.below(2) == 0) {  // others just like it
+      fault.node = (fault.node + 1) % nodes;
+      degradations.push_back(fault);
+    }
   }
 }
 

@@ -375,26 +375,17 @@ class Conductor {
     return true;
   }
 
-  // Starts whatever can start on class c now.
+  // Starts whatever can start on class c now. What starts makes nothing else ready, so each stream is looked at once.
   void advance(std::size_t c) {
     ClassState& state = classes_[c];
-    bool progress = true;
-    while (progress) {
-      progress = false;
-      for (std::size_t s = 0; s < kStreamCount; ++s) {
-        Cursor& cursor = state.cursor[s];
-        const auto& queue = state.flat->queue[s];
-        while (!cursor.running && cursor.head < queue.size() && ready(state, queue[cursor.head])) {
-          const std::int32_t flat_op = queue[cursor.head];
-          if (start_run(c, flat_op)) {
-            progress = true;
-            break;
-          }
-          cursor.running = true;
-          start(c, s, flat_op);
-          progress = true;
-        }
-      }
+    for (std::size_t s = 0; s < kStreamCount; ++s) {
+      Cursor& cursor = state.cursor[s];
+      const auto& queue = state.flat->queue[s];
+      if (cursor.running || cursor.head == queue.size() || !ready(state, queue[cursor.head])) continue;
+      const std::int32_t flat_op = queue[cursor.head];
+      if (start_run(c, flat_op)) continue;
+      cursor.running = true;
+      start(c, s, flat_op);
     }
   }
 

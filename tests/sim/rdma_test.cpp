@@ -6,12 +6,12 @@
 #include "sim/nic_faults.h"
 #include "sim/step_simulator.h"
 #include "tests/program/tiny_models.h"
+#include "tests/sim/step_inputs.h"
 
 using namespace trainyard;
+using trainyard::testing::h100;
 
 namespace {
-
-const std::string kProfiles = std::string(TRAINYARD_SOURCE_DIR) + "/scenarios/profiles/";
 
 // Eight nodes of one GPU below leaves of four, NICs so slow that only bytes matter.
 ClusterSpec slow_nics() {
@@ -36,8 +36,7 @@ StepProgram program_of(std::int64_t pp, std::int64_t dp) {
 
 StepResult step(const StepProgram& program, const ClusterSpec& cluster, std::vector<InjectedFault> faults = {},
                 double queue_pair_timeout_s = DetectionLadder().link_s) {
-  static const CostModel cost(load_hardware_profile(kProfiles + "h100-sxm.json").value(),
-                              load_stack_profile(kProfiles + "stack-default.json").value());
+  static const CostModel cost = h100();
   StepOptions options;
   options.degradations = std::move(faults);
   options.queue_pair_timeout_s = queue_pair_timeout_s;
@@ -234,8 +233,7 @@ TEST_CASE("hashed flows leave 60% of a fabric, spread packets 95%", "[rdma]") {
   cluster.nodes = 64;
   cluster.nic_bytes_per_s = 50e9;
   cluster.tiers = {{"leaf", 8, 1.0}, {"pod", 32, 1.0}};
-  const CostModel cost(load_hardware_profile(kProfiles + "h100-sxm.json").value(),
-                       load_stack_profile(kProfiles + "stack-default.json").value());
+  const CostModel cost = h100();
   RandomStream random(1, "circles");
   const std::vector<FabricFlow> flows = random_circles(cluster, cluster.nodes, random);
   REQUIRE(flows.size() == 512);

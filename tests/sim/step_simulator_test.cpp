@@ -15,17 +15,12 @@
 #include "sim/step_simulator.h"
 #include "tests/program/tiny_models.h"
 #include "tests/sanitized.h"
+#include "tests/sim/step_inputs.h"
 
 using namespace trainyard;
+using trainyard::testing::h100;
 
 namespace {
-
-const std::string kProfiles = std::string(TRAINYARD_SOURCE_DIR) + "/scenarios/profiles/";
-
-CostModel h100() {
-  return CostModel(load_hardware_profile(kProfiles + "h100-sxm.json").value(),
-                   load_stack_profile(kProfiles + "stack-default.json").value());
-}
 
 // Small nodes behind leaves and rows: everything that can be shared is, and nothing need fill a node.
 ClusterSpec small_cluster(RandomStream& random) {

@@ -57,12 +57,11 @@ std::string hardware_of(int sm) {
   return "";
 }
 
-}  // namespace
+constexpr const char* kHowToGetOne = "write one with NCCL_TOPO_DUMP_FILE=topology.xml on a node";
 
-Result<ClusterSpec> load_nccl_topology(const std::string& file, std::int64_t nodes) {
-  pugi::xml_document document;
-  const pugi::xml_parse_result parsed = document.load_file(file.c_str());
-  const char* fix = "write one with NCCL_TOPO_DUMP_FILE=topology.xml on a node";
+Result<ClusterSpec> read(const pugi::xml_document& document, const pugi::xml_parse_result& parsed,
+                         const std::string& file, std::int64_t nodes) {
+  const char* fix = kHowToGetOne;
   if (!parsed) return Problem{file, fmt::format("byte {}", parsed.offset), "", parsed.description(), fix};
   Node node;
   node.visit(document.child("system"), std::numeric_limits<double>::infinity(), 0);
@@ -95,6 +94,20 @@ Result<ClusterSpec> load_nccl_topology(const std::string& file, std::int64_t nod
   for (Problem& problem : problems) problem.file = file;
   if (!problems.empty()) return problems;
   return cluster;
+}
+
+}  // namespace
+
+Result<ClusterSpec> load_nccl_topology(const std::string& file, std::int64_t nodes) {
+  pugi::xml_document document;
+  const pugi::xml_parse_result parsed = document.load_file(file.c_str());
+  return read(document, parsed, file, nodes);
+}
+
+Result<ClusterSpec> parse_nccl_topology(std::string_view text, const std::string& file, std::int64_t nodes) {
+  pugi::xml_document document;
+  const pugi::xml_parse_result parsed = document.load_buffer(text.data(), text.size());
+  return read(document, parsed, file, nodes);
 }
 
 std::string cluster_file_text(const ClusterSpec& cluster, const std::string& source) {

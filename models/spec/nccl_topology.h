@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "models/base/status.h"
 #include "models/spec/cluster_spec.h"
@@ -13,6 +14,8 @@ namespace trainyard {
 /// are slower than the fastest are taken for management. Rail-optimised where every GPU has a NIC of its own. Of the
 /// fabric such a file says nothing: one switch. `nodes` of them.
 Result<ClusterSpec> load_nccl_topology(const std::string& file, std::int64_t nodes);
+/// The same of text; problems name `file`.
+Result<ClusterSpec> parse_nccl_topology(std::string_view text, const std::string& file, std::int64_t nodes);
 
 /// A cluster file for scenarios, which says where it is from.
 std::string cluster_file_text(const ClusterSpec& cluster, const std::string& source);

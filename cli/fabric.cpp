@@ -265,18 +265,16 @@ void add_sweep(CLI::App& fabric, Context& context, const char* examples) {
   CLI::App* sweep =
       add_command(fabric, "sweep", "Collectives alone on the cluster, by size, as nccl-tests prints them", examples);
   sweep->add_option("scenario", options->file, "Scenario file, for its cluster")->required();
-  const std::map<std::string, Collective> collectives{{"all_reduce", Collective::AllReduce},
-                                                      {"all_gather", Collective::AllGather},
-                                                      {"reduce_scatter", Collective::ReduceScatter},
-                                                      {"all_to_all", Collective::AllToAll}};
-  sweep->add_option("--collective", options->collective, "all_reduce, all_gather, reduce_scatter or all_to_all")
-      ->transform(CLI::CheckedTransformer(collectives));
+  sweep->add_option("--collective", options->collective, "Which")
+      ->check(CLI::IsMember({"all_reduce", "all_gather", "reduce_scatter", "all_to_all"}))
+      ->capture_default_str();
   sweep->add_option("--gpus", options->gpus, "How many, dense from the first node on (default: one node, and four)")
       ->delimiter(',');
   sweep->add_option("--from", options->least_bytes, "Smallest size, bytes")
       ->transform(CLI::AsSizeValue(false))
       ->capture_default_str();
-  sweep->add_option("--to", options->most_bytes, "Largest size, bytes")->transform(CLI::AsSizeValue(false));
+  sweep->add_option("--to", options->most_bytes, "Largest size, bytes (default: 8 GiB)")
+      ->transform(CLI::AsSizeValue(false));
   sweep->add_option("--measured", options->measured,
                     "Compare with measured all-reduces instead: scenarios/measured/nccl.json");
   sweep->callback(

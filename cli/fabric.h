@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "cli/commands.h"
-#include "models/cost/cost.h"
 
 namespace trainyard::cli {
 
@@ -20,7 +19,7 @@ struct StressOptions {
 
 struct SweepOptions {
   std::string file;
-  Collective collective = Collective::AllReduce;
+  std::string collective = "all_reduce";
   std::vector<std::int64_t> gpus;  // empty: one node, and four
   double least_bytes = 1024, most_bytes = 8.0 * (1LL << 30);
   std::string measured;  // a file of measured all-reduces to compare with; empty: none

@@ -14,6 +14,7 @@
 #include "cli/fabric.h"
 #include "cli/job.h"
 #include "cli/terminal.h"
+#include "models/base/check.h"
 #include "models/base/statistics.h"
 #include "models/base/units.h"
 #include "sim/collective_flow.h"
@@ -23,6 +24,12 @@ namespace trainyard::cli {
 namespace {
 
 using json = nlohmann::ordered_json;
+
+Collective collective_named(const std::string& name) {
+  for (std::size_t i = 0; i < kCollectiveCount; ++i)
+    if (name == to_string(static_cast<Collective>(i))) return static_cast<Collective>(i);
+  TY_CHECK(false, "the command line knows the names of collectives");
+}
 
 /// Of so many ranks, dense from the first node on.
 class Collectives {
@@ -183,15 +190,14 @@ int sweep_fabric(const SweepOptions& options, const Context& context) {
                 context);
   std::vector<std::int64_t> gpus = options.gpus;
   if (gpus.empty()) gpus = {job.scenario.cluster.gpus_per_node, 4 * job.scenario.cluster.gpus_per_node};
-  json report{
-      {"cluster", job.scenario.cluster.name}, {"collective", to_string(options.collective)}, {"sweeps", json::array()}};
+  json report{{"cluster", job.scenario.cluster.name}, {"collective", options.collective}, {"sweeps", json::array()}};
   for (const std::int64_t ranks : gpus) {
     if (ranks > job.scenario.cluster.gpus() || ranks < 2)
       return fail(Problems{{"", "--gpus", std::to_string(ranks),
                             fmt::format("must be 2 to {}, as many as the cluster has", job.scenario.cluster.gpus()),
                             "ask for fewer"}},
                   context);
-    const Collectives its(job, options.collective, ranks);
+    const Collectives its(job, collective_named(options.collective), ranks);
     json rows = json::array();
     for (double bytes = options.least_bytes; bytes <= options.most_bytes * 1.001; bytes *= 2)
       rows.push_back(row_of(its, bytes));

@@ -25,6 +25,9 @@ namespace {
 
 using json = nlohmann::ordered_json;
 
+/// GPUs of an all-to-all: 67 million pairs, a fifth of a second.
+constexpr std::int64_t kMostOfPairs = 8192;
+
 Collective collective_named(const std::string& name) {
   for (std::size_t i = 0; i < kCollectiveCount; ++i)
     if (name == to_string(static_cast<Collective>(i))) return static_cast<Collective>(i);
@@ -192,9 +195,14 @@ int sweep_fabric(const SweepOptions& options, const Context& context) {
   if (gpus.empty()) gpus = {job.scenario.cluster.gpus_per_node, 4 * job.scenario.cluster.gpus_per_node};
   json report{{"cluster", job.scenario.cluster.name}, {"collective", options.collective}, {"sweeps", json::array()}};
   for (const std::int64_t ranks : gpus) {
-    if (ranks > job.scenario.cluster.gpus() || ranks < 2)
+    const bool pairwise = options.collective == "all_to_all";
+    const std::int64_t most =
+        std::min(job.scenario.cluster.gpus(), pairwise ? kMostOfPairs : job.scenario.cluster.gpus());
+    if (ranks > most || ranks < 2)
       return fail(Problems{{"", "--gpus", std::to_string(ranks),
-                            fmt::format("must be 2 to {}, as many as the cluster has", job.scenario.cluster.gpus()),
+                            fmt::format("must be 2 to {}: {}", most,
+                                        most < job.scenario.cluster.gpus() ? "an all-to-all is looked at pair by pair"
+                                                                           : "as many as the cluster has"),
                             "ask for fewer"}},
                   context);
     const Collectives its(job, collective_named(options.collective), ranks);

@@ -722,14 +722,15 @@ class Conductor {
     result.communicator_error = error_;
     for (const ClassState& state : classes_) result.time_s = std::max(result.time_s, state.end_s);
     if (!error_.empty()) result.time_s = now_;
+    const std::vector<std::int32_t> link_of_channel = slowest_link_of_channels();
     double ranks = 0;
     for (const RankClass& rank : fold_.ranks) ranks += static_cast<double>(rank.count);
     for (std::size_t c = 0; c < classes_.size(); ++c) {
       const ClassState& state = classes_[c];
       const RankClass& rank = fold_.ranks[c];
       const auto parts = step_parts(*state.flat, state.times, result.time_s, cost_.stack().kernel_gap_s);
-      result.classes.push_back(
-          {rank.representative, rank.count, rank.stage, state.end_s, state.busy_s, parts, slowest_links(rank)});
+      result.classes.push_back({rank.representative, rank.count, rank.stage, state.end_s, state.busy_s, parts,
+                                slowest_links(rank, link_of_channel)});
       for (std::size_t p = 0; p < kStepPartCount; ++p)
         result.part_s[p] += parts[p] * static_cast<double>(rank.count) / ranks;
     }
@@ -753,23 +754,16 @@ class Conductor {
     return result;
   }
 
-  // By part that a rank waits in: of the channels that it belongs to the one that takes longest, and of the links that
-  // this crosses the one that its own bytes fill most.
-  std::array<std::int32_t, kStepPartCount> slowest_links(const RankClass& rank) const {
+  // By part that a rank waits in: of the channels that it belongs to the one that takes longest, and its slowest link.
+  std::array<std::int32_t, kStepPartCount> slowest_links(const RankClass& rank,
+                                                         const std::vector<std::int32_t>& of_channel) const {
     std::array<std::int32_t, kStepPartCount> links{};
     std::array<double, kStepPartCount> longest_s{};
     links.fill(-1);
     const auto consider = [&](std::int32_t channel, std::size_t part) {
       if (channel < 0 || flowing_s_[index(channel)] <= longest_s[part]) return;
       longest_s[part] = flowing_s_[index(channel)];
-      double most = 0;
-      for (const Crossing& crossing : fold_.channels[index(channel)].crossings) {
-        const LinkClass& link = fold_.links[index(crossing.link_class)];
-        const double load = static_cast<double>(crossing.weight) / least_capacity(index(crossing.link_class));
-        if (load <= most) continue;
-        most = load;
-        links[part] = link.representative;
-      }
+      links[part] = of_channel[index(channel)];
     };
     for (std::size_t s = 0; s < fold_.sorts.size(); ++s) {
       const auto part = static_cast<std::size_t>(exposed_part_of(fold_.sorts[s].group));
@@ -779,12 +773,27 @@ class Conductor {
     return links;
   }
 
-  // The least that the link has had.
-  double least_capacity(std::size_t link) const {
-    double least = fold_.links[link].capacity_bytes_per_s;
-    for (const LinkChange& change : link_changes_)
-      if (index(change.link_class) == link && change.time < now_) least = std::min(least, change.capacity);
-    return std::max(least, 1e-9);
+  // By channel class, of the links that it crosses the one that its own bytes fill most, at the least that the link has
+  // had; -1: none.
+  std::vector<std::int32_t> slowest_link_of_channels() const {
+    std::vector<double> least;
+    for (const LinkClass& link : fold_.links) least.push_back(link.capacity_bytes_per_s);
+    for (const LinkChange& change : link_changes_) {
+      double& its = least[index(change.link_class)];
+      if (change.time < now_) its = std::max(1e-9, std::min(its, change.capacity));
+    }
+    std::vector<std::int32_t> links;
+    for (const ChannelClass& channel : fold_.channels) {
+      double most = 0;
+      links.push_back(-1);
+      for (const Crossing& crossing : channel.crossings) {
+        const double load = static_cast<double>(crossing.weight) / least[index(crossing.link_class)];
+        if (load <= most) continue;
+        most = load;
+        links.back() = fold_.links[index(crossing.link_class)].representative;
+      }
+    }
+    return links;
   }
 
   const StepProgram& program_;

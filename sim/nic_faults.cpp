@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "models/cost/rdma.h"
+#include "models/faults/fault_mode.h"
 #include "models/spec/node_places.h"
 
 namespace trainyard {
@@ -29,7 +30,7 @@ double slowdown_by_loss(const ClusterSpec& cluster, double loss) {
 namespace {
 
 bool strikes_leaf(const InjectedFault& fault) {
-  return fault.mode == FaultMode::SwitchCrash || fault.mode == FaultMode::LeafFlap || fault.mode == FaultMode::PfcStorm;
+  return fault.mode && faults::row_of(*fault.mode).scope == faults::ModeScope::Leaf;
 }
 
 }  // namespace

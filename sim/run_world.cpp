@@ -287,10 +287,8 @@ void RunWorld::strike(const faults::Fault& fault, Damage damage) {
   }
   if (input_.cluster.dual_tor && (fault.mode == FaultMode::LinkDown || fault.mode == FaultMode::LinkFlap) &&
       !stops_job) {
-    const std::int64_t lasts_ns = fault.repair_ns     ? *fault.repair_ns
-                                  : fault.duration_ns ? *fault.duration_ns
-                                                      : drawn_ns(row.mends);
-    return port_down({{fault.node}, {fault.device}}, {++outages_, fault.cause, now_ns_ + lasts_ns, fault}, false);
+    return port_down({{fault.node}, {fault.device}}, {++outages_, fault.cause, now_ns_ + out_for_ns(fault), fault},
+                     false);
   }
   // A link that comes back by itself may be no more than a stall.
   if (row.effect == faults::Effect::Stalls && row.scope == faults::ModeScope::Network && fault.duration_ns)
@@ -302,10 +300,7 @@ void RunWorld::strike(const faults::Fault& fault, Damage damage) {
 /// The links of all nodes below the switch at once; the nodes are sound. One failure, counted once it bites.
 void RunWorld::strike_leaf(faults::Fault fault, const Damage& damage) {
   std::optional<std::int64_t> up_ns = damage.ends_at_ns;
-  if (!damage.injected)
-    up_ns = now_ns_ + (fault.repair_ns     ? *fault.repair_ns
-                       : fault.duration_ns ? *fault.duration_ns
-                                           : drawn_ns(faults::row_of(fault.mode).mends));
+  if (!damage.injected) up_ns = now_ns_ + out_for_ns(fault);
   const bool silent = faults::row_of(fault.mode).effect == faults::Effect::Hangs;
   const std::int64_t id = ++outages_, watchdog_ns = to_ns(input_.cluster.rdma.pfc_watchdog_s);
   const auto strike = [&](const NicsOfLeaf& nics, std::optional<std::int64_t> until_ns, bool of_leaf) {
@@ -322,6 +317,12 @@ void RunWorld::strike_leaf(faults::Fault fault, const Damage& damage) {
   strike({{fault.node}, {fault.device}}, up_ns, false);
   std::erase(below.nodes, fault.node);
   strike(below, now_ns_ + watchdog_ns, true);
+}
+
+/// As its source says, or as long as its mend takes.
+std::int64_t RunWorld::out_for_ns(const faults::Fault& fault) {
+  if (fault.repair_ns) return *fault.repair_ns;
+  return fault.duration_ns ? *fault.duration_ns : drawn_ns(faults::row_of(fault.mode).mends);
 }
 
 /// Never beyond twice the run.

@@ -96,6 +96,7 @@ class RunWorld {
   /// With what is known of the damage already; the rest follows from the fault.
   void strike(const faults::Fault& fault, Damage damage);
   void strike_leaf(faults::Fault fault, const Damage& damage);
+  std::int64_t out_for_ns(const faults::Fault& fault);
   std::int64_t drawn_ns(const faults::LognormalSeconds& its);
   void strike_job(const faults::Fault& fault);
   void crash_processes(const faults::Fault& fault);

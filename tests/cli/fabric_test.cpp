@@ -122,9 +122,10 @@ TEST_CASE("a sweep obeys the laws of its collectives", "[cli]") {
     CHECK(reduce.back() <= (gather.back() + scatter.back()) * 1.01);
     CHECK(reduce.back() > gather.back());
   }
-  for (const char* sizes : {"--from 0", "--from 1MiB --to 1KiB", "--measured /tmp", "--measured /nowhere"}) {
+  for (const char* sizes : {"--from 0", "--from 1MiB --to 1KiB", "--measured /tmp", "--measured /nowhere",
+                            "--collective all_to_all --gpus 65536"}) {
     INFO(sizes);
-    CHECK(yard.run(std::string("fabric sweep scenarios/tiny/llama.json ") + sizes).code == 2);
+    CHECK(yard.run(std::string("fabric sweep scenarios/01-grok1-100k-week.json ") + sizes).code == 2);
   }
   const Outcome too_many = yard.run("fabric sweep scenarios/tiny/llama.json --gpus 1000000");
   CHECK(too_many.code == 2);

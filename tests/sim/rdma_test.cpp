@@ -167,6 +167,8 @@ TEST_CASE("with two switches to a NIC the loss of one costs half of its rate", "
     CHECK(one.communicator_error.empty());
     CHECK(one.time_s == Approx(half_s).epsilon(1e-6));
   }
+  // A NIC that connects to nobody does so over neither of its ports.
+  CHECK_FALSE(step(program, cluster, {fault_of(FaultMode::GidMisconfigured)}).communicator_error.empty());
   const StepResult both = step(program, cluster, {fault_of(FaultMode::SwitchCrash), fault_of(FaultMode::LinkDown)});
   CHECK_FALSE(both.communicator_error.empty());
 }

@@ -65,6 +65,8 @@ class Conductor {
   struct Cursor {
     std::size_t head = 0;
     bool running = false;
+    // What the head was last seen to wait for: an op, or an item; -1: nothing.
+    std::int32_t unmet_op = -1, unmet_item = -1;
   };
   struct ClassState {
     explicit ClassState(const FlatStage& from)
@@ -95,12 +97,12 @@ class Conductor {
   enum class EventKind : std::uint8_t { OpDone, RunDone, CollectiveDone, FlowStarts, LinkChange, QueuePairTimeout };
   struct Event {
     double time = 0;
+    std::int64_t order = 0;  // total order
     EventKind kind = EventKind::OpDone;
     std::int32_t rank_class = -1;
     std::int32_t flat_op = -1;  // OpDone; RunDone: first op of the run
-    std::int64_t tag = -1;      // collective, transfer or link change
-    std::int64_t order = 0;     // total order
-    bool operator>(const Event& other) const { return std::tie(time, order) > std::tie(other.time, other.order); }
+    std::int32_t tag = -1;      // collective, transfer or link change
+    bool operator>(const Event& other) const { return time != other.time ? time > other.time : order > other.order; }
   };
 
   // A collective or transfer under way. Slots are used again: `tag` is a slot.
@@ -265,9 +267,11 @@ class Conductor {
 
   // --- the loop
 
-  void push(Event event) {
-    event.order = next_order_++;
-    events_.push(event);
+  void push(double time, EventKind kind, std::size_t rank_class, std::int32_t flat_op) {
+    events_.push({time, next_order_++, kind, static_cast<std::int32_t>(rank_class), flat_op, -1});
+  }
+  void push(double time, EventKind kind, std::int64_t tag) {
+    events_.push({time, next_order_++, kind, -1, -1, static_cast<std::int32_t>(tag)});
   }
 
   void conduct() {
@@ -275,7 +279,7 @@ class Conductor {
       if (link_changes_[i].time <= 0) {
         apply(link_changes_[i]);
       } else {
-        push({link_changes_[i].time, EventKind::LinkChange, -1, -1, static_cast<std::int64_t>(i), 0});
+        push(link_changes_[i].time, EventKind::LinkChange, static_cast<std::int64_t>(i));
       }
     }
     for (std::size_t c = 0; c < classes_.size(); ++c) advance(c);
@@ -342,7 +346,7 @@ class Conductor {
 
   void watch_queue_pairs(std::int64_t tag) {
     if (stalled_since(channels_[index(tag)]) == kNever) return;
-    push({now_ + options_.queue_pair_timeout_s, EventKind::QueuePairTimeout, -1, -1, tag, 0});
+    push(now_ + options_.queue_pair_timeout_s, EventKind::QueuePairTimeout, tag);
   }
 
   // Retries are spent if the flow is still there and its link has been down all along.
@@ -358,19 +362,28 @@ class Conductor {
 
   // --- ops
 
-  bool ready(const ClassState& state, std::int32_t flat_op) const {
+  // Whether the op at the head of a stream can start. What it waits for is asked first the next time.
+  static bool ready(const ClassState& state, std::int32_t flat_op, Cursor& cursor) {
+    if (cursor.unmet_op >= 0 && !state.done[index(cursor.unmet_op)]) return false;
+    if (cursor.unmet_item >= 0 && state.left[index(cursor.unmet_item)] > 0) return false;
+    cursor.unmet_op = cursor.unmet_item = -1;
     const FlatOp& flat = state.flat->ops[index(flat_op)];
     const Item& item = state.flat->stage->items[index(flat.item)];
     // An item's waits hold for each of its ops; once one op of it has started they are met for good.
     const std::int32_t first = state.flat->first[index(flat.item)];
     for (const Wait& wait : item.waits) {
-      if (wait.op >= 0 ? !state.done[index(state.flat->first[index(wait.item)] + wait.op)]
-                       : state.left[index(wait.item)] > 0)
-        return false;
+      if (wait.op < 0) {
+        if (state.left[index(wait.item)] > 0) cursor.unmet_item = wait.item;
+      } else if (const std::int32_t op = state.flat->first[index(wait.item)] + wait.op; !state.done[index(op)]) {
+        cursor.unmet_op = op;
+      }
+      if (cursor.unmet_op >= 0 || cursor.unmet_item >= 0) return false;
     }
     if (flat.op == nullptr) return true;
     for (const OpId dep : flat.op->deps) {
-      if (!state.done[index(first + dep)]) return false;
+      if (state.done[index(first + dep)]) continue;
+      cursor.unmet_op = first + dep;
+      return false;
     }
     return true;
   }
@@ -381,7 +394,7 @@ class Conductor {
     for (std::size_t s = 0; s < kStreamCount; ++s) {
       Cursor& cursor = state.cursor[s];
       const auto& queue = state.flat->queue[s];
-      if (cursor.running || cursor.head == queue.size() || !ready(state, queue[cursor.head])) continue;
+      if (cursor.running || cursor.head == queue.size() || !ready(state, queue[cursor.head], cursor)) continue;
       const std::int32_t flat_op = queue[cursor.head];
       if (start_run(c, flat_op)) continue;
       cursor.running = true;
@@ -446,7 +459,7 @@ class Conductor {
 
   void run_kernel(std::size_t c, std::int32_t flat_op, const Op& op) {
     const double end = slowed_end(classes_[c], now_, classes_[c].contention * kernel_seconds(op));
-    push({end, EventKind::OpDone, static_cast<std::int32_t>(c), flat_op, -1, 0});
+    push(end, EventKind::OpDone, c, flat_op);
   }
 
   double kernel_seconds(const Op& op) {
@@ -480,7 +493,7 @@ class Conductor {
   void join_collective(std::size_t c, std::int32_t flat_op, const Op& op) {
     const std::int32_t channel_class = channel_of(c, op.group);
     if (channel_class < 0) {  // a group of one rank
-      push({now_, EventKind::OpDone, static_cast<std::int32_t>(c), flat_op, -1, 0});
+      push(now_, EventKind::OpDone, c, flat_op);
       return;
     }
     // The k-th collective of a communicator is the same op on all its members.
@@ -504,7 +517,7 @@ class Conductor {
     const ChannelClass& its = fold_.channels[index(channel.channel_class)];
     channel.started_at = now_;
     if (its.inside_node) {
-      push({now_ + inside_node_seconds(op, its.ranks), EventKind::CollectiveDone, -1, -1, tag, 0});
+      push(now_ + inside_node_seconds(op, its.ranks), EventKind::CollectiveDone, tag);
       return;
     }
     if (op.kind == OpKind::RingShift) return begin_flow(tag, channel, op.payload_bytes);
@@ -512,7 +525,7 @@ class Conductor {
     const CollectiveFlow flow = collective_flow(cost_, cluster_, its, kind, op.payload_bytes);
     channel.flow_bytes = flow.bytes;
     channel.flow_rate = flow.max_bytes_per_s;
-    push({now_ + flow.latency_s + tail_stall_s(its), EventKind::FlowStarts, -1, -1, tag, 0});
+    push(now_ + flow.latency_s + tail_stall_s(its), EventKind::FlowStarts, tag);
   }
 
   // On average, over all flows of a channel through links that lose packets now.
@@ -535,7 +548,7 @@ class Conductor {
   void begin_flow(std::int64_t tag, Channel& channel, double bytes) {
     channel.flow_bytes = bytes;
     const double latency_s = cost_.fabric_p2p_latency_s() + tail_stall_s(fold_.channels[index(channel.channel_class)]);
-    push({now_ + latency_s, EventKind::FlowStarts, -1, -1, tag, 0});
+    push(now_ + latency_s, EventKind::FlowStarts, tag);
   }
 
   std::int64_t open_channel(std::int32_t channel_class, const Op* op) {
@@ -603,7 +616,7 @@ class Conductor {
   void begin_transfer(std::int64_t tag, Channel& channel) {
     channel.started_at = now_;
     if (fold_.channels[index(channel.channel_class)].inside_node) {
-      push({now_ + cost_.nvlink_p2p_seconds(channel.bytes), EventKind::CollectiveDone, -1, -1, tag, 0});
+      push(now_ + cost_.nvlink_p2p_seconds(channel.bytes), EventKind::CollectiveDone, tag);
       return;
     }
     begin_flow(tag, channel, channel.bytes);
@@ -666,7 +679,7 @@ class Conductor {
       if (!state.done[index(first + dep)]) return false;
     }
     for (const std::size_t s : run->streams) state.cursor[s].running = true;
-    push({now_ + run->seconds, EventKind::RunDone, static_cast<std::int32_t>(c), flat_op, -1, 0});
+    push(now_ + run->seconds, EventKind::RunDone, c, flat_op);
     state.run_started_at = now_;
     return true;
   }

@@ -66,9 +66,9 @@ bool is_whole(const StatePiece& piece) {
 
 // --- what a rank writes
 
-RankSnapshot::RankSnapshot(const StepInterpreter& rank) : pieces_(pieces_to_save(rank)) {
+RankSnapshot::RankSnapshot(const Rank& rank) : pieces_(pieces_to_save(rank)) {
   const Dtype dtype = state_dtype(rank.program().plan);
-  element_bytes_ = size_of(dtype);
+  const std::int64_t element_bytes = size_of(dtype);
   std::vector<std::pair<std::string, StoredTensor>> tensors;
   std::map<std::string, std::string> metadata;
   std::set<std::string> used;
@@ -86,7 +86,7 @@ RankSnapshot::RankSnapshot(const StepInterpreter& rank) : pieces_(pieces_to_save
       const std::vector<std::int64_t> shape = whole ? piece.shape : std::vector<std::int64_t>{piece.elements};
       tensors.push_back({key, {dtype, shape, offset}});
       copies_.push_back({p, static_cast<StateKind>(kind), offset});
-      offset += piece.elements * element_bytes_;
+      offset += piece.elements * element_bytes;
     }
   }
   metadata["format"] = "pt";  // as Hugging Face's own writers say
@@ -96,11 +96,9 @@ RankSnapshot::RankSnapshot(const StepInterpreter& rank) : pieces_(pieces_to_save
   std::memcpy(bytes_.data(), header.data(), header.size());
 }
 
-void RankSnapshot::take(const StepInterpreter& rank) {
+void RankSnapshot::take(const Rank& rank) {
   for (const Copy& copy : copies_) {
-    const StatePiece& piece = pieces_[copy.piece];
-    std::memcpy(bytes_.data() + copy.offset_bytes, state_at(rank, piece, copy.kind),
-                index(piece.elements * element_bytes_));
+    read_state(rank, pieces_[copy.piece], copy.kind, bytes_.data() + copy.offset_bytes);
   }
 }
 

@@ -44,9 +44,9 @@ struct Manifest {
 /// What one rank writes. Taking the snapshot is all that training waits for.
 class RankSnapshot {
  public:
-  explicit RankSnapshot(const StepInterpreter& rank);
+  explicit RankSnapshot(const Rank& rank);
   /// Copies the state as it is now.
-  void take(const StepInterpreter& rank);
+  void take(const Rank& rank);
   /// Nothing of the state is this rank's to save.
   [[nodiscard]] bool empty() const { return pieces_.empty(); }
   /// Writes and syncs the snapshot: from another thread, while training goes on.
@@ -60,7 +60,6 @@ class RankSnapshot {
   };
   std::vector<StatePiece> pieces_;
   std::vector<Copy> copies_;
-  std::int64_t element_bytes_ = 4;
   std::vector<std::byte> bytes_;  // the whole file
 };
 

@@ -35,7 +35,8 @@ using Operand = kernels::Tensor;
 inline Buffer bytes_of(const Operand& x) { return {static_cast<std::byte*>(x.data), x.size() * size_of(x.dtype)}; }
 
 /// One direction of a transfer between this rank and a peer. `key`, from 0 on, is the same on both sides, and no other
-/// transfer between them in this direction has it at the same time.
+/// transfer between them in this direction has it at the same time. Odd keys are of gradients, even ones of
+/// activations.
 struct Move {
   bool send = true;
   std::int64_t peer = 0;
@@ -65,14 +66,16 @@ class Communicator {
   virtual Ticket all_to_all(const Team& team, const std::vector<Buffer>& send, const std::vector<Buffer>& receive) = 0;
   /// y[i] = what the member before this one has as x[i]; before the first is the last.
   virtual Ticket ring_shift(const Team& team, const std::vector<Operand>& x, const std::vector<Operand>& y) = 0;
-  /// All of them together.
-  virtual Ticket transfer(const std::vector<Move>& moves) = 0;
+  /// All of them together, on a stream of this rank.
+  virtual Ticket transfer(const std::vector<Move>& moves, Stream stream) = 0;
 
   /// Whether it is over.
   virtual bool finished(Ticket ticket) = 0;
   /// Moves what can be moved; if nothing can, waits for it, at most so long. Says when a rank is lost or abort() was
   /// called: nothing finishes after that.
   virtual Problems progress(int wait_ms) = 0;
+  /// Whether what it starts is queued on a device's streams, by the team's stream, where graphs can note it down.
+  [[nodiscard]] virtual bool can_be_captured() const { return false; }
   /// Ends progress() on this rank, from another thread or a signal handler.
   virtual void abort() = 0;
 };

@@ -207,7 +207,7 @@ class GlooCommunicator final : public Communicator {
     });
   }
 
-  Ticket transfer(const std::vector<Move>& moves) override {
+  Ticket transfer(const std::vector<Move>& moves, Stream) override {
     const Ticket ticket = next_ticket_++;
     // Its own thread: transfers that wait must not hold up one another.
     transfers_[ticket] = std::thread([this, moves, ticket] {

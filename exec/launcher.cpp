@@ -149,8 +149,8 @@ class Launcher {
     }
     int code = 1;
     try {
-      code = run_rank({job_.program, job_.corpus, job_.seed, job_.resume, gloo_folder_}, rank, sockets[index(rank)],
-                      std::move(channels[index(rank)]));
+      code = run_rank({job_.program, job_.corpus, job_.seed, job_.resume, gloo_folder_, job_.device, job_.strict_sums},
+                      rank, sockets[index(rank)], std::move(channels[index(rank)]));
     } catch (const std::exception& error) {
       fmt::print(stderr, "rank {}: {}\n", rank, error.what());
     }
@@ -280,7 +280,7 @@ class Launcher {
     } else if (type == "times") {
       for (const json& time : message["times"]) report.times.push_back({time[0], time[1], time[2], time[3]});
       rank.timed = message.contains("last");
-      if (rank.timed) report.rss_bytes = message["rss_bytes"];
+      if (rank.timed) report.rss_bytes = message["rss_bytes"], report.device_bytes = message["device_bytes"];
     } else if (type == "problem") {
       append({problem_from(message)});
     }

@@ -22,8 +22,9 @@ struct StepReport {
 
 struct RankReport {
   std::int64_t arena_bytes = 0;
-  std::int64_t rss_bytes = 0;  // of the process, at its highest
-  std::vector<OpTime> times;   // of the last step
+  std::int64_t rss_bytes = 0;     // of the process, at its highest
+  std::int64_t device_bytes = 0;  // in use on the rank's GPU at the end; 0 on processors
+  std::vector<OpTime> times;      // of the last step
 };
 
 struct TrainingReport {
@@ -48,6 +49,9 @@ struct TrainingJob {
   std::string model_id, text_id;
   /// Gloo in place of the mesh.
   bool gloo = false;
+  DeviceKind device = DeviceKind::Cpu;
+  /// On GPUs: sums in group order, the same bits wherever ranks are.
+  bool strict_sums = false;
 };
 
 struct TrainingEvents {

@@ -57,7 +57,7 @@ class Talker {
     return timed([&] {
       std::vector<Move> moves;
       if (rank_ < 2) moves.push_back({rank_ == 0, 1 - rank_, 0, {buffer.data(), bytes}});
-      return communicator_->transfer(moves);
+      return communicator_->transfer(moves, Stream::Pp);
     });
   }
 

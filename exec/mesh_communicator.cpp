@@ -155,7 +155,7 @@ class MeshCommunicator final : public Communicator {
     return start(work);
   }
 
-  Ticket transfer(const std::vector<Move>& moves) override {
+  Ticket transfer(const std::vector<Move>& moves, Stream) override {
     Work& work = begin();
     for (const Move& move : moves) {
       if (move.send) {

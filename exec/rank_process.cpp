@@ -2,14 +2,19 @@
 
 #include <sys/resource.h>
 
-#include <chrono>
+#include <fmt/format.h>
+
+#include <array>
 #include <memory>
 #include <thread>
 
 #include "exec/clock.h"
+#include "exec/device_interpreter.h"
 #include "exec/gloo_communicator.h"
 #include "exec/mesh_communicator.h"
+#include "exec/nccl/nccl_communicator.h"
 #include "exec/step_interpreter.h"
+#include "kernels/open_device.h"
 
 namespace trainyard::exec {
 
@@ -31,14 +36,55 @@ json to_json(const Problem& problem) {
           {"rule", problem.rule}, {"fix", problem.fix},   {"kind", static_cast<int>(problem.kind)}};
 }
 
+// What a rank runs on, and the rank itself: it goes first.
+struct Machine {
+  std::unique_ptr<Communicator> mesh, communicator;
+  std::unique_ptr<kernels::Kernels> kernels;
+  std::unique_ptr<kernels::Device> device;
+  std::unique_ptr<Rank> rank;
+  ~Machine() { rank.reset(), communicator.reset(), device.reset(); }
+};
+
+Result<std::unique_ptr<Machine>> on_processors(const RankJob& job, std::int64_t rank,
+                                               std::unique_ptr<Communicator> communicator) {
+  auto machine = std::make_unique<Machine>();
+  machine->kernels = kernels::cpu_kernels(static_cast<int>(job.program->plan.cpu_threads));
+  machine->communicator = std::move(communicator);
+  machine->rank = std::make_unique<StepInterpreter>(*job.program, rank, *machine->kernels, *machine->communicator);
+  return machine;
+}
+
+Result<std::unique_ptr<Machine>> on_gpu(const RankJob& job, std::int64_t rank, std::unique_ptr<Communicator> mesh) {
+  auto machine = std::make_unique<Machine>();
+  Result<std::unique_ptr<kernels::Device>> device = kernels::open_cuda_device(static_cast<int>(rank), kStreamCount);
+  if (!device) return device.problems();
+  machine->device = std::move(device).value();
+  machine->mesh = std::move(mesh);
+  const Result<void*> connect = kernels::cuda_symbol(kConnectNcclSymbol);
+  if (!connect) return connect.problems();
+  std::array<char, 1024> problem{};
+  machine->communicator.reset(reinterpret_cast<ConnectNccl>(connect.value())(
+      {rank, device_teams(*job.program, rank), job.strict_sums}, *machine->device, *machine->mesh, problem.data(),
+      static_cast<int>(problem.size())));
+  const auto failed = [&](const std::string& why) {
+    return Problem{fmt::format("rank {}", rank), "", "", why, "see `trainyard doctor`", ProblemKind::Failed};
+  };
+  if (!machine->communicator) return failed(problem.data());
+  try {
+    machine->rank = std::make_unique<DeviceInterpreter>(*job.program, rank, *machine->device, *machine->communicator);
+  } catch (const kernels::DeviceError& error) {
+    return failed(error.what());
+  }
+  return machine;
+}
+
 class RankProcess {
  public:
-  RankProcess(const RankJob& job, std::int64_t rank, std::unique_ptr<Communicator> communicator, ControlChannel channel)
+  RankProcess(const RankJob& job, std::int64_t rank, std::unique_ptr<Machine> machine, ControlChannel channel)
       : job_(job),
         rank_(rank),
-        kernels_(kernels::cpu_kernels(static_cast<int>(job.program->plan.cpu_threads))),
-        communicator_(std::move(communicator)),
-        interpreter_(*job.program, rank, *kernels_, *communicator_),
+        machine_(std::move(machine)),
+        interpreter_(*machine_->rank),
         channel_(std::move(channel)) {}
   ~RankProcess() {
     if (writer_.joinable()) writer_.join();
@@ -75,6 +121,7 @@ class RankProcess {
     std::vector<std::int32_t> tokens(static_cast<std::size_t>(plan.sequence_length + 1));
     while (interpreter_.steps() < until) {
       const std::int64_t step = interpreter_.steps(), begin = now_ns();
+      interpreter_.set_timing(step + 1 == until);
       const Result<StepOutcome> outcome = interpreter_.step([&](std::int64_t sample) {
         job_.corpus->sample(job_.seed, step, sample, plan.global_batch, plan.sequence_length, tokens.data());
         return tokens.data();
@@ -125,14 +172,17 @@ class RankProcess {
       channel_.send({{"type", "times"}, {"times", std::move(list)}});
       list = json::array();
     }
-    channel_.send({{"type", "times"}, {"times", std::move(list)}, {"last", true}, {"rss_bytes", peak_rss_bytes()}});
+    channel_.send({{"type", "times"},
+                   {"times", std::move(list)},
+                   {"last", true},
+                   {"rss_bytes", peak_rss_bytes()},
+                   {"device_bytes", interpreter_.device_bytes()}});
   }
 
   const RankJob& job_;
   std::int64_t rank_;
-  std::unique_ptr<kernels::Kernels> kernels_;
-  std::unique_ptr<Communicator> communicator_;
-  StepInterpreter interpreter_;
+  std::unique_ptr<Machine> machine_;
+  Rank& interpreter_;
   ControlChannel channel_;
   std::unique_ptr<RankSnapshot> snapshot_;
   std::thread writer_;
@@ -152,7 +202,14 @@ int run_rank(const RankJob& job, std::int64_t rank, std::vector<int> mesh_socket
     }
     communicator = std::move(connected).value();
   }
-  return RankProcess(job, rank, std::move(communicator), std::move(channel)).run();
+  Result<std::unique_ptr<Machine>> machine = job.device == DeviceKind::Cuda
+                                                 ? on_gpu(job, rank, std::move(communicator))
+                                                 : on_processors(job, rank, std::move(communicator));
+  if (!machine) {
+    channel.send(to_json(machine.problems().front()));
+    return 1;
+  }
+  return RankProcess(job, rank, std::move(machine).value(), std::move(channel)).run();
 }
 
 }  // namespace trainyard::exec

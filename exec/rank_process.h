@@ -12,6 +12,9 @@
 
 namespace trainyard::exec {
 
+/// Processors, or a GPU for each rank: rank r has the r-th.
+enum class DeviceKind : std::uint8_t { Cpu, Cuda };
+
 /// The same for all ranks.
 struct RankJob {
   const StepProgram* program = nullptr;
@@ -21,6 +24,9 @@ struct RankJob {
   const SavedState* resume = nullptr;
   /// Where ranks meet when Gloo connects them; empty: the mesh does.
   std::string gloo_folder;
+  DeviceKind device = DeviceKind::Cpu;
+  /// On GPUs: sums in group order, the same bits wherever ranks are.
+  bool strict_sums = false;
 };
 
 // Messages, as JSON objects with a "type".
@@ -35,8 +41,8 @@ struct RankJob {
 //   step      step, loss, grad_norm, begin_ns, end_ns
 //   snapshot  stall_ns: training goes on
 //   saved     file (null when this rank has nothing to save), bytes, crcs, or problem
-//   times     times: [item, op, begin_ns, end_ns], in several messages; the last has last: true and rss_bytes
-//   problem   what keeps this rank from going on
+//   times     times: [item, op, begin_ns, end_ns], in several messages; the last has last: true, rss_bytes and
+//   device_bytes problem   what keeps this rank from going on
 
 /// Runs until the launcher says so or is gone; returns the process's exit code.
 int run_rank(const RankJob& job, std::int64_t rank, std::vector<int> mesh_sockets, ControlChannel channel);

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "models/base/bf16.h"
 #include "models/base/check.h"
@@ -19,15 +20,15 @@ namespace {
 using nlohmann::json;
 
 // Whether another rank that holds the same share of the same state saves it.
-bool saved_elsewhere(const StepInterpreter& rank, const Bucket& bucket, const Param& param) {
+bool saved_elsewhere(const Rank& rank, const Bucket& bucket, const Param& param) {
   const Coordinates at = rank.mesh().coordinates(rank.rank());
   return rank.mesh().group_index(bucket.sharding.copies, rank.rank()) != 0 || (param.tp_replicated() && at.tp != 0) ||
          param.tied_copy;
 }
 
-// This rank's share of a bucket's state.
-std::byte* state_of(const StepInterpreter& rank, std::int64_t chunk, const Bucket& bucket, StateKind kind) {
-  return rank.frame(Role::Optimizer, chunk) + bucket.optimizer_offset_bytes +
+// Where this rank's share of a bucket's state lies, in the chunk's frame.
+std::int64_t state_offset(const Rank& rank, const Bucket& bucket, StateKind kind) {
+  return bucket.optimizer_offset_bytes +
          static_cast<std::int64_t>(kind) * optimizer_stride_bytes(bucket, rank.program().plan);
 }
 
@@ -67,7 +68,7 @@ void append_run(std::vector<ElementRuns>& runs, std::int64_t first, std::int64_t
   runs.push_back({first, count, 0, 1});
 }
 
-std::vector<StatePiece> pieces_to_save(const StepInterpreter& rank) {
+std::vector<StatePiece> pieces_to_save(const Rank& rank) {
   std::vector<StatePiece> pieces;
   const ParamPart* current = nullptr;
   for_each_run(rank.program(), rank.mesh(), rank.rank(),
@@ -149,15 +150,17 @@ std::optional<DescribedPiece> parse_piece(const std::string& text, std::int64_t 
   return out;
 }
 
-std::byte* state_at(const StepInterpreter& rank, const StatePiece& piece, StateKind kind) {
-  return state_of(rank, piece.chunk, *piece.bucket, kind) + piece.share * size_of(state_dtype(rank.program().plan));
+void read_state(const Rank& rank, const StatePiece& piece, StateKind kind, std::byte* to) {
+  const std::int64_t element_bytes = size_of(state_dtype(rank.program().plan));
+  rank.read(Role::Optimizer, piece.chunk, state_offset(rank, *piece.bucket, kind) + piece.share * element_bytes, to,
+            piece.elements * element_bytes);
 }
 
-void put_weights(const StepInterpreter& rank, std::int64_t chunk, const Bucket& bucket, std::int64_t element,
+void put_weights(Rank& rank, std::int64_t chunk, const Bucket& bucket, std::int64_t element,
                  const std::vector<double>& values) {
   const ParallelPlan& plan = rank.program().plan;
-  std::byte* params = rank.frame(Role::Params, chunk) + bucket.param_offset_bytes;
-  std::byte* masters = state_of(rank, chunk, bucket, StateKind::Weight);
+  std::byte* params = rank.edit(Role::Params, chunk) + bucket.param_offset_bytes;
+  std::byte* masters = rank.edit(Role::Optimizer, chunk) + state_offset(rank, bucket, StateKind::Weight);
   const std::int64_t begin = rank.share_begin(bucket);
   for (std::size_t i = 0; i < values.size(); ++i) {
     const std::int64_t at = element + static_cast<std::int64_t>(i), share = at - begin;
@@ -171,32 +174,51 @@ void put_weights(const StepInterpreter& rank, std::int64_t chunk, const Bucket& 
   }
 }
 
-void put_moments(const StepInterpreter& rank, std::int64_t chunk, const Bucket& bucket, StateKind kind,
-                 std::int64_t element, const std::vector<double>& values) {
-  std::byte* moments = state_of(rank, chunk, bucket, kind);
+void put_moments(Rank& rank, std::int64_t chunk, const Bucket& bucket, StateKind kind, std::int64_t element,
+                 const std::vector<double>& values) {
+  std::byte* moments = rank.edit(Role::Optimizer, chunk) + state_offset(rank, bucket, kind);
   for (std::size_t i = 0; i < values.size(); ++i) {
     const std::int64_t share = element + static_cast<std::int64_t>(i) - rank.share_begin(bucket);
     if (share >= 0 && share < bucket.shard_elements) put(moments, state_dtype(rank.program().plan), share, values[i]);
   }
 }
 
-void clear_state(const StepInterpreter& rank) {
+void clear_state(Rank& rank) {
   for (const Frame& frame : rank.stage().frames) {
     if (frame.role == Role::Params || frame.role == Role::Optimizer)
-      std::memset(rank.frame(frame.role, frame.chunk), 0, index(frame.bytes));
+      std::memset(rank.edit(frame.role, frame.chunk), 0, index(frame.bytes));
   }
 }
 
-void initialise(const StepInterpreter& rank, std::uint64_t seed) {
-  clear_state(rank);
+namespace {
+
+// Of all runs of the rank's weights every `threads`-th, from `first` on: runs do not overlap.
+void initialise_part(Rank& rank, std::uint64_t seed, std::size_t first, std::size_t threads) {
+  std::size_t run = 0;
+  std::vector<double> values;
   for_each_run(rank.program(), rank.mesh(), rank.rank(),
                [&](std::size_t chunk, const Bucket& bucket, const Param& param, std::int64_t element,
                    const ParamPart& part, std::int64_t global, std::int64_t count) {
+                 if (run++ % threads != first) return;
                  const InitialWeights weights(rank.program().model, param, part, seed);
-                 std::vector<double> values;
+                 values.clear();
                  for (std::int64_t i = 0; i < count; ++i) values.push_back(weights.at(global + i));
                  put_weights(rank, static_cast<std::int64_t>(chunk), bucket, element, values);
                });
+}
+
+}  // namespace
+
+void initialise(Rank& rank, std::uint64_t seed) {
+  clear_state(rank);  // also finds all memory that is edited: from here on nothing of it moves
+  const auto ranks = static_cast<std::size_t>(rank.mesh().ranks());
+  const std::size_t threads = std::max<std::size_t>(1, std::thread::hardware_concurrency() / ranks);
+  std::vector<std::thread> others;
+  for (std::size_t t = 1; t < threads; ++t)
+    others.emplace_back([&rank, seed, t, threads] { initialise_part(rank, seed, t, threads); });
+  initialise_part(rank, seed, 0, threads);
+  for (std::thread& other : others) other.join();
+  rank.commit();
 }
 
 }  // namespace trainyard::exec

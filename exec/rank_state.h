@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "exec/step_interpreter.h"
+#include "exec/rank.h"
 
 namespace trainyard::exec {
 
@@ -36,7 +36,7 @@ struct StatePiece {
 };
 
 /// The pieces of state that are this rank's to save: of what several ranks hold alike, the first one's.
-std::vector<StatePiece> pieces_to_save(const StepInterpreter& rank);
+std::vector<StatePiece> pieces_to_save(const Rank& rank);
 
 /// What a piece is, as text for a file's header.
 std::string describe(const StatePiece& piece);
@@ -48,21 +48,23 @@ struct DescribedPiece {
 /// Nothing when the text, which may be anybody's, does not describe `elements` elements inside a tensor.
 std::optional<DescribedPiece> parse_piece(const std::string& text, std::int64_t elements);
 
-/// The bytes of a piece.
-std::byte* state_at(const StepInterpreter& rank, const StatePiece& piece, StateKind kind);
+/// The bytes of a piece, to the host.
+void read_state(const Rank& rank, const StatePiece& piece, StateKind kind, std::byte* to);
+
+// What follows edits a rank, until its commit(): clear_state first.
 
 /// Sets all parameters and optimizer state to nought, padding included: what reads whole buckets reads that too.
-void clear_state(const StepInterpreter& rank);
+void clear_state(Rank& rank);
 /// Sets elements of a bucket from `element` on: the parameters, in their type, and master weights where the share has
 /// them.
-void put_weights(const StepInterpreter& rank, std::int64_t chunk, const Bucket& bucket, std::int64_t element,
+void put_weights(Rank& rank, std::int64_t chunk, const Bucket& bucket, std::int64_t element,
                  const std::vector<double>& values);
 
 /// The same of a moment.
-void put_moments(const StepInterpreter& rank, std::int64_t chunk, const Bucket& bucket, StateKind kind,
-                 std::int64_t element, const std::vector<double>& values);
+void put_moments(Rank& rank, std::int64_t chunk, const Bucket& bucket, StateKind kind, std::int64_t element,
+                 const std::vector<double>& values);
 
-/// The weights of the first step; moments are nought.
-void initialise(const StepInterpreter& rank, std::uint64_t seed);
+/// The weights of the first step; moments are nought. Commits.
+void initialise(Rank& rank, std::uint64_t seed);
 
 }  // namespace trainyard::exec

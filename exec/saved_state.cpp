@@ -170,7 +170,7 @@ std::vector<std::string> SavedState::names() const {
 
 std::vector<std::int64_t> SavedState::shape(const std::string& name) const { return entries_.at(name).shape; }
 
-void SavedState::load(const StepInterpreter& rank) const {
+void SavedState::load(Rank& rank) const {
   clear_state(rank);
   // Runs come straight from the files, a stretch at a time, so that a rank needs no more memory than it does to train.
   // Of a tensor that is stored transposed every run is one element: it is read whole.
@@ -198,6 +198,7 @@ void SavedState::load(const StepInterpreter& rank) const {
                      put_moments(rank, chunk, bucket, kind, element + done, values(kind, first, n));
                  }
                });
+  rank.commit();
 }
 
 // --- a model folder for other tools

@@ -26,7 +26,7 @@ class SavedState {
   /// What is missing or misshapen for this program, before any rank starts.
   [[nodiscard]] Problems fits(const StepProgram& program) const;
   /// Fills the rank's parameters and optimizer state.
-  void load(const StepInterpreter& rank) const;
+  void load(Rank& rank) const;
 
   /// Elements [first, first + count) of a tensor as numbers; noughts when it is not there.
   [[nodiscard]] std::vector<double> elements(const std::string& name, std::int64_t first, std::int64_t count) const;

@@ -16,7 +16,8 @@ Values<Acc> activate(Act act, const X& x) {
   switch (act) {
     case Act::Silu: return x / (1 + (-x).exp());
     case Act::Gelu: return Acc(0.5) * x * (1 + (x * Acc(M_SQRT1_2)).unaryExpr([](Acc v) { return std::erf(v); }));
-    case Act::GeluTanh: return Acc(0.5) * x * (1 + (Acc(std::sqrt(2 / M_PI)) * (x + Acc(0.044715) * x.cube())).tanh());
+    // 1 + tanh(u) = 2 / (1 + exp(-2 u)), which is exact where tanh is near -1.
+    case Act::GeluTanh: return x / (1 + (Acc(-2 * std::sqrt(2 / M_PI)) * (x + Acc(0.044715) * x.cube())).exp());
     case Act::SquaredRelu: return x.max(Acc(0)).square();
   }
   TY_CHECK(false, "unknown activation");
@@ -34,8 +35,11 @@ Values<Acc> activate_slope(Act act, const X& x) {
              x * (Acc(-0.5) * x.square()).exp() * Acc(1 / std::sqrt(2 * M_PI));
     case Act::GeluTanh: {
       const auto c = Acc(std::sqrt(2 / M_PI));
-      const Values<Acc> t = (c * (x + Acc(0.044715) * x.cube())).tanh();
-      return Acc(0.5) * (1 + t) + Acc(0.5) * x * (1 - t.square()) * c * (1 + Acc(3 * 0.044715) * x.square());
+      // As a logistic function of 2 u, whose slope loses no digits where it is near 1.
+      const Values<Acc> u = c * (x + Acc(0.044715) * x.cube());
+      const Values<Acc> e = (Acc(-2) * u.abs()).exp(), share = 1 / (1 + e);
+      return (u < 0).select(e * share, share) +
+             x * (e * share.square()) * Acc(2) * c * (1 + Acc(3 * 0.044715) * x.square());
     }
     case Act::SquaredRelu: return 2 * x.max(Acc(0));
   }

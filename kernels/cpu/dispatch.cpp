@@ -4,10 +4,10 @@
 #include <fmt/format.h>
 
 #include <cstdlib>
-#include <filesystem>
 #include <optional>
 
 #include "kernels/cpu/cpu_kernels.h"
+#include "kernels/module.h"
 
 namespace trainyard::kernels {
 
@@ -26,19 +26,6 @@ bool supported(const std::string& set) {
   return set == "baseline";
 }
 
-// Beside the binary, where it was installed, or where it was built.
-std::vector<std::string> module_folders() {
-  std::vector<std::string> folders;
-  std::error_code error;
-  const auto binary = std::filesystem::read_symlink("/proc/self/exe", error);
-  if (!error) {
-    folders.push_back(binary.parent_path().string());
-    folders.push_back((binary.parent_path() / "../lib/trainyard").string());
-  }
-  folders.emplace_back(TRAINYARD_KERNELS_DIR);
-  return folders;
-}
-
 struct Choice {
   std::string set = "baseline";
   MakeKernels make = trainyard_make_cpu_kernels;
@@ -46,7 +33,7 @@ struct Choice {
 };
 
 std::optional<Choice> open_module(const std::string& set) {
-  for (const std::string& folder : module_folders()) {
+  for (const std::string& folder : module_folders(TRAINYARD_KERNELS_DIR)) {
     void* module = dlopen(fmt::format("{}/trainyard_kernels_{}.so", folder, set).c_str(), RTLD_NOW | RTLD_LOCAL);
     if (module == nullptr) continue;
     void *make = dlsym(module, kMakeKernelsSymbol), *peak = dlsym(module, kPeakFlopsSymbol);

@@ -1,10 +1,10 @@
 // AdamW, gradient norms, and housekeeping over whole buffers.
 
-#include <xxhash.h>
-
 #include <cmath>
+#include <numeric>
 
 #include "kernels/cpu/cpu_kernels.h"
+#include "kernels/hash.h"
 
 namespace trainyard::kernels::cpu {
 
@@ -139,7 +139,19 @@ void CpuKernels::adamw(const Adam& adam, const Tensor& grads, const Tensor& squa
 }
 
 std::uint64_t CpuKernels::hash(const Tensor& x) {
-  return XXH3_64bits(x.data, static_cast<std::size_t>(x.size() * size_of(x.dtype)));
+  const Int bytes = x.size() * size_of(x.dtype);
+  const auto* data = static_cast<const std::byte*>(x.data);
+  std::vector<std::uint64_t> sums(static_cast<std::size_t>(threads_), 0);
+  parallel((bytes + 7) / 8, kGrain, [&](Int begin, Int end, Int thread) {
+    std::uint64_t sum = 0;
+    for (Int i = begin; i < end; ++i) {
+      std::uint64_t word = 0;
+      std::memcpy(&word, data + 8 * i, static_cast<std::size_t>(std::min<Int>(8, bytes - 8 * i)));
+      sum += hash_word(word, static_cast<std::uint64_t>(i));
+    }
+    sums[static_cast<std::size_t>(thread)] = sum;
+  });
+  return hash_finish(std::accumulate(sums.begin(), sums.end(), std::uint64_t{0}), static_cast<std::uint64_t>(bytes));
 }
 
 }  // namespace trainyard::kernels::cpu

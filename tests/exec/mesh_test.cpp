@@ -127,12 +127,12 @@ std::size_t allocated_bytes() {
 TEST_CASE("a long message takes no memory until somebody asks for it", "[exec]") {
   Pair pair;
   Long message;
-  const auto sent = pair[0].transfer({message.out()});
+  const auto sent = pair[0].transfer({message.out()}, Stream::Pp);
   const std::size_t before = allocated_bytes();
   pair.turns(200);
   CHECK(allocated_bytes() < before + (1 << 20));
   CHECK(!pair[0].finished(sent));
-  const auto received = pair[1].transfer({message.in()});
+  const auto received = pair[1].transfer({message.in()}, Stream::Pp);
   pair.finish(1, received);
   CHECK(pair[0].finished(sent));
   CHECK(message.received == message.sent);
@@ -147,10 +147,10 @@ TEST_CASE("what stands behind a long message that nobody asks for arrives all th
     return pair[rank].all_gather({{0, 1}, rank, Stream::Dp}, {&into[rank], Dtype::F32, {1, 1, 1}},
                                  {into.data(), Dtype::F32, {2, 1, 1}});
   };
-  pair[0].transfer({message.out()});
+  pair[0].transfer({message.out()}, Stream::Pp);
   gather(0, other);
   pair.finish(1, gather(1, all));
   CHECK(all == std::array<float, 2>{5, 6});
-  pair.finish(1, pair[1].transfer({message.in()}));
+  pair.finish(1, pair[1].transfer({message.in()}, Stream::Pp));
   CHECK(message.received == message.sent);
 }

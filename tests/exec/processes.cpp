@@ -11,12 +11,15 @@
 #include <random>
 #include <stdexcept>
 
+#include "exec/device_interpreter.h"
 #include "exec/mesh_communicator.h"
 #include "exec/rank_state.h"
 #include "exec/step_interpreter.h"
+#include "kernels/open_device.h"
 #include "models/base/index.h"
 #include "models/program/parameters.h"
 #include "models/program/shards.h"
+#include "tests/exec/host_device.h"
 
 namespace trainyard::test {
 
@@ -33,23 +36,35 @@ double get(const std::byte* data, Dtype dtype, std::int64_t i) {
 // One rank, in its process.
 class RankProcess {
  public:
-  RankProcess(const StepProgram& program, std::int64_t rank, std::vector<int> sockets)
+  RankProcess(const StepProgram& program, std::int64_t rank, std::vector<int> sockets, On on)
       : program_(program),
         kernels_(kernels::cpu_kernels()),
         communicator_(exec::mesh_communicator(rank, std::move(sockets))),
-        interpreter_(program, rank, *kernels_, *communicator_) {}
+        at_once_(*communicator_) {
+    if (on == On::Processor) {
+      rank_ = std::make_unique<exec::StepInterpreter>(program, rank, *kernels_, *communicator_);
+      return;
+    }
+    if (on == On::HostDevice) {
+      device_ = std::make_unique<HostDevice>(*kernels_);
+    } else {
+      device_ = kernels::open_cuda_device(0, kStreamCount).value();
+    }
+    rank_ = std::make_unique<exec::DeviceInterpreter>(program, rank, *device_, at_once_, on == On::Gpu);
+  }
 
   void set_weights(const Weights& weights) {
-    exec::clear_state(interpreter_);
+    exec::clear_state(*rank_);
     for_each_element([&](std::int64_t chunk, const Bucket& bucket, std::int64_t element, const ParamPart& part,
                          std::int64_t global) {
-      exec::put_weights(interpreter_, chunk, bucket, element, {weights.at(part.name).data[index(global)]});
+      exec::put_weights(*rank_, chunk, bucket, element, {weights.at(part.name).data[index(global)]});
     });
+    rank_->commit();
   }
 
   exec::StepOutcome step(const GoldenTensor& tokens) {
     std::vector<std::int32_t> row(index(program_.plan.sequence_length + 1));
-    auto outcome = interpreter_.step([&](std::int64_t sample) {
+    auto outcome = rank_->step([&](std::int64_t sample) {
       for (std::size_t t = 0; t < row.size(); ++t)
         row[t] = static_cast<std::int32_t>(tokens.data[index(sample) * row.size() + t]);
       return row.data();
@@ -61,23 +76,23 @@ class RankProcess {
   // What of the full tensors this rank has; NaN elsewhere.
   Weights gradients() const {
     const ParallelPlan& plan = program_.plan;
-    return collect([&](std::int64_t chunk, const Bucket& bucket, std::int64_t element, std::int64_t share) {
-      const bool stored_as_shard = reduces_every_micro_batch(bucket, plan);
-      return get(interpreter_.frame(Role::Grads, chunk) + bucket.grad_offset_bytes, grad_dtype(plan),
-                 stored_as_shard ? share : element);
-    });
+    return collect(Role::Grads,
+                   [&](const std::byte* frame, const Bucket& bucket, std::int64_t element, std::int64_t share) {
+                     const bool stored_as_shard = reduces_every_micro_batch(bucket, plan);
+                     return get(frame + bucket.grad_offset_bytes, grad_dtype(plan), stored_as_shard ? share : element);
+                   });
   }
   Weights weights() const {
-    return collect([&](std::int64_t chunk, const Bucket& bucket, std::int64_t, std::int64_t share) {
-      return get(interpreter_.frame(Role::Optimizer, chunk) + bucket.optimizer_offset_bytes, state_dtype(program_.plan),
-                 share);
-    });
+    return collect(Role::Optimizer,
+                   [&](const std::byte* frame, const Bucket& bucket, std::int64_t, std::int64_t share) {
+                     return get(frame + bucket.optimizer_offset_bytes, state_dtype(program_.plan), share);
+                   });
   }
 
  private:
   template <class Visit>
   void for_each_element(Visit visit) const {
-    for_each_run(program_, interpreter_.mesh(), interpreter_.rank(),
+    for_each_run(program_, rank_->mesh(), rank_->rank(),
                  [&](std::size_t chunk, const Bucket& bucket, const Param&, std::int64_t element, const ParamPart& part,
                      std::int64_t global, std::int64_t count) {
                    for (std::int64_t i = 0; i < count; ++i)
@@ -86,11 +101,18 @@ class RankProcess {
   }
 
   template <class Value>
-  Weights collect(Value value) const {
+  Weights collect(Role role, Value value) const {
     Weights out;
+    std::map<std::int64_t, std::vector<std::byte>> frames;
+    for (const Frame& frame : rank_->stage().frames) {
+      if (frame.role != role) continue;
+      std::vector<std::byte>& bytes = frames[frame.chunk];
+      bytes.resize(index(frame.bytes));
+      rank_->read(role, frame.chunk, 0, bytes.data(), frame.bytes);
+    }
     for_each_element([&](std::int64_t chunk, const Bucket& bucket, std::int64_t element, const ParamPart& part,
                          std::int64_t global) {
-      const std::int64_t share = element - interpreter_.share_begin(bucket);
+      const std::int64_t share = element - rank_->share_begin(bucket);
       if (share < 0 || share >= bucket.shard_elements) return;
       GoldenTensor& tensor = out[part.name];
       if (tensor.data.empty()) {
@@ -99,7 +121,7 @@ class RankProcess {
         for (const std::int64_t dim : part.global_shape) size *= dim;
         tensor.data.assign(index(size), std::numeric_limits<double>::quiet_NaN());
       }
-      tensor.data[index(global)] = value(chunk, bucket, element, share);
+      tensor.data[index(global)] = value(frames.at(chunk).data(), bucket, element, share);
     });
     return out;
   }
@@ -107,7 +129,9 @@ class RankProcess {
   const StepProgram& program_;
   std::shared_ptr<kernels::Kernels> kernels_;
   std::shared_ptr<exec::Communicator> communicator_;
-  exec::StepInterpreter interpreter_;
+  AtOnce at_once_;
+  std::unique_ptr<kernels::Device> device_;
+  std::unique_ptr<exec::Rank> rank_;
 };
 
 template <class T>
@@ -155,8 +179,8 @@ void merge(std::istream& in, Weights& whole) {
 }
 
 void run_rank(const StepProgram& program, std::int64_t rank, const std::vector<int>& sockets, const Weights& weights,
-              const GoldenTensor& tokens, int steps, const fs::path& file) {
-  RankProcess process(program, rank, sockets);
+              const GoldenTensor& tokens, int steps, On on, const fs::path& file) {
+  RankProcess process(program, rank, sockets, on);
   process.set_weights(weights);
   std::vector<Reference::Step> outcomes;
   Weights gradients;
@@ -179,7 +203,8 @@ void close_all(const std::vector<int>& sockets) {
 
 }  // namespace
 
-Run train_in_processes(const StepProgram& program, const Weights& weights, const GoldenTensor& tokens, int steps) {
+Run train_in_processes(const StepProgram& program, const Weights& weights, const GoldenTensor& tokens, int steps,
+                       On on) {
   const std::int64_t ranks = Mesh(program.plan).ranks();
   const std::vector<std::vector<int>> sockets = exec::connect_mesh(ranks).value();
   const fs::path folder = fs::temp_directory_path() / ("trainyard-exec-" + std::to_string(std::random_device{}()));
@@ -192,7 +217,7 @@ Run train_in_processes(const StepProgram& program, const Weights& weights, const
         if (other != rank) close_all(sockets[index(other)]);
       }
       try {
-        run_rank(program, rank, sockets[index(rank)], weights, tokens, steps, folder / std::to_string(rank));
+        run_rank(program, rank, sockets[index(rank)], weights, tokens, steps, on, folder / std::to_string(rank));
       } catch (const std::exception& error) {
         fprintf(stderr, "rank %d: %s\n", static_cast<int>(rank), error.what());
         _exit(1);

@@ -2,7 +2,6 @@
 
 #include <unistd.h>
 
-#include <fstream>
 #include <iostream>
 #include <thread>
 
@@ -13,6 +12,7 @@
 #include "cli/exit_code.h"
 #include "cli/terminal.h"
 #include "cli/version.h"
+#include "kernels/open_device.h"
 #include "models/base/units.h"
 #include "store/store_file.h"
 
@@ -28,7 +28,14 @@ bool writable_folder_of(const std::string& file) {
 int doctor(const Context& context) {
   const std::string store = context.store_file.empty() ? store::default_store_file() : context.store_file;
   const double memory = static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGE_SIZE));
-  const bool driver = std::ifstream("/proc/driver/nvidia/version").good();
+  const Result<std::vector<kernels::DeviceInfo>> gpus = kernels::list_cuda_devices();
+  nlohmann::ordered_json found = nlohmann::ordered_json::array();
+  if (gpus) {
+    for (const kernels::DeviceInfo& gpu : gpus.value())
+      found.push_back(fmt::format("{}: {}, {} of {} free, {}", gpu.ordinal, gpu.name,
+                                  format_bytes(static_cast<double>(gpu.free_bytes)),
+                                  format_bytes(static_cast<double>(gpu.memory_bytes)), gpu.runtime));
+  }
   const nlohmann::ordered_json facts{
       {"version", version_number()},
       {"commit", commit_id()},
@@ -39,8 +46,8 @@ int doctor(const Context& context) {
       {"store", store},
       {"store_writable", writable_folder_of(store)},
       {"simulator", true},
-      {"execution_backend", "processors; GPUs are not part of this version"},
-      {"nvidia_driver", driver ? "found" : "not found"},
+      {"execution_backend", gpus ? "processors and GPUs" : "processors"},
+      {"gpus", gpus ? found : nlohmann::ordered_json("none: " + gpus.problems().front().rule)},
       {"gui", "not part of this version"},
   };
   if (context.json) {

@@ -19,6 +19,7 @@
 #include "cli/training_report.h"
 #include "cli/version.h"
 #include "exec/launcher.h"
+#include "kernels/open_device.h"
 #include "models/base/stop.h"
 #include "models/base/units.h"
 #include "models/spec/scenario.h"
@@ -36,7 +37,8 @@ struct Options {
   std::optional<std::uint64_t> seed;
   std::optional<std::int64_t> steps;
   std::string data, from, checkpoints, lock;
-  std::string communicator = "mesh";
+  std::string communicator = "mesh", device = "auto";
+  bool strict_sums = false;
   bool no_store = false, unvalidated = false, changed = false;
 };
 
@@ -169,6 +171,29 @@ Result<Scenario> load_job(const Options& options) {
   return scenario;
 }
 
+// What ranks run on, in words where it is GPUs.
+struct Devices {
+  exec::DeviceKind kind = exec::DeviceKind::Cpu;
+  std::string name = "processors";
+  std::vector<kernels::DeviceInfo> gpus;
+};
+
+// `auto`: GPUs where there are enough of them; says why not.
+Result<Devices> choose_devices(const Options& options, const Scenario& scenario, Live& live) {
+  if (options.device == "cpu" || options.communicator == "gloo") return Devices{};
+  Result<std::vector<kernels::DeviceInfo>> gpus = kernels::list_cuda_devices();
+  Problems problems = gpus ? Problems{} : gpus.problems();
+  if (gpus && static_cast<std::int64_t>(gpus.value().size()) < scenario.plan.ranks())
+    problems.push_back({options.job, "$.plan", std::to_string(scenario.plan.ranks()),
+                        fmt::format("ranks take a GPU each, and {} can be used here", gpus.value().size()),
+                        "plan for fewer ranks, or run on processors with --device cpu",
+                        ProblemKind::MissingCapability});
+  if (problems.empty()) return Devices{exec::DeviceKind::Cuda, gpus.value().front().name, std::move(gpus).value()};
+  if (options.device == "cuda") return problems;
+  live.note("note: on processors, because " + problems.front().rule);
+  return Devices{};
+}
+
 int train(const Options& options, const Context& context) {
   Result<Scenario> loaded = load_job(options);
   if (!loaded) return fail(loaded.problems(), context);
@@ -176,7 +201,11 @@ int train(const Options& options, const Context& context) {
   const Result<exec::Corpus> corpus = exec::Corpus::open(scenario.training->data);
   if (!corpus) return fail(corpus.problems(), context);
   const StepProgram program = lower(scenario.model, scenario.plan);
-  Problems problems = check_training(options.job, scenario, program, corpus.value());
+  Live live(context, scenario);
+  const Result<Devices> chosen = choose_devices(options, scenario, live);
+  if (!chosen) return fail(chosen.problems(), context);
+  const Devices& devices = chosen.value();
+  Problems problems = check_training(options.job, scenario, program, corpus.value(), devices.gpus);
   if (!problems.empty()) return fail(problems, context);
   Preflight preflight;
   if (!options.unvalidated) {
@@ -205,11 +234,12 @@ int train(const Options& options, const Context& context) {
   job.model_id = model_id(scenario.model);
   job.text_id = text_id(corpus.value());
   job.gloo = options.communicator == "gloo";
+  job.device = devices.kind;
+  job.strict_sums = options.strict_sums;
   const std::int64_t first = start.state ? start.state->manifest().step : 0;
-  Live live(context, scenario);
-  live.note(fmt::format("seed {}, commit {}, {} of {} parameters on {} rank{}, {} of text{}", scenario.seed,
+  live.note(fmt::format("seed {}, commit {}, {} of {} parameters on {} rank{} ({}), {} of text{}", scenario.seed,
                         commit_id(), scenario.model.name, format_count(parameter_count(scenario.model)),
-                        scenario.plan.ranks(), scenario.plan.ranks() == 1 ? "" : "s",
+                        scenario.plan.ranks(), scenario.plan.ranks() == 1 ? "" : "s", devices.name,
                         format_bytes(static_cast<double>(corpus.value().bytes())),
                         first > 0 ? fmt::format(", going on from step {}", first) : ""));
   for (const std::string& note : preflight.notes) live.note("note: " + note);
@@ -236,7 +266,7 @@ int train(const Options& options, const Context& context) {
   const Result<exec::TrainingReport> trained = exec::train(job, events);
   if (!trained) return fail(trained.problems(), context);
   const exec::TrainingReport& report = trained.value();
-  json summary = make_training_report(scenario, report);
+  json summary = make_training_report(scenario, report, devices.name);
   if (preflight.lock) {
     summary["validated"] = compare_with_lock(summary, *preflight.lock);
     for (const std::string& note : drift_notes(summary)) live.note("note: " + note);
@@ -259,7 +289,8 @@ void add_exec(CLI::App& app, Context& context) {
                                "  trainyard exec run scenarios/tiny/train-llama.json");
   exec->require_subcommand(1);
   CLI::App* run = add_command(
-      *exec, "run", "Train: every rank of the plan is a process of this machine",
+      *exec, "run",
+      "Train: every rank of the plan is a process of this machine, on a GPU of its own where there are enough",
       "  trainyard plan validate job.json && trainyard exec run job.json\n"
       "  trainyard exec run scenarios/tiny/train-llama.json --unvalidated\n"
       "  trainyard exec run job.json --data notes.txt --steps 500 --checkpoints runs/notes   # again: it goes on\n"
@@ -280,6 +311,11 @@ void add_exec(CLI::App& app, Context& context) {
   run->add_option("--communicator", options->communicator,
                   "How ranks talk: mesh, or gloo, which is slower and checks it")
       ->check(CLI::IsMember({"mesh", "gloo"}));
+  run->add_option("--device", options->device,
+                  "auto: a GPU for each rank where there are enough, processors otherwise; cpu; or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  run->add_flag("--strict-sums", options->strict_sums,
+                "On GPUs: sums over ranks in their order, the same bits wherever ranks are, at the price of speed");
   run->add_option("--lock", options->lock, "Lock of the validated plan (default: plan.lock.json beside the job)");
   run->add_flag("--unvalidated", options->unvalidated, "Train a plan that plan validate has not seen")
       ->excludes("--lock");

@@ -18,12 +18,26 @@ namespace fs = std::filesystem;
 
 constexpr char kStackPrefix[] = "stack-";
 
+}  // namespace
+
+fs::path shipped_scenarios() {
+  std::error_code error;
+  const fs::path binary = fs::read_symlink("/proc/self/exe", error);
+  if (!error) {
+    const fs::path beside = binary.parent_path() / "../share/trainyard/scenarios";
+    if (fs::exists(beside, error)) return beside;
+  }
+  return TRAINYARD_SCENARIO_DIR;
+}
+
+namespace {
+
 std::vector<fs::path> profile_folders(const std::string& scenario_file) {
   std::vector<fs::path> folders{fs::path(scenario_file).parent_path() / "profiles",
                                 fs::path(scenario_file).parent_path() / "../profiles"};
   folders.insert(folders.begin(), "profiles");  // what `calibrate` writes here
   if (const char* named = std::getenv("TRAINYARD_PROFILES")) folders.insert(folders.begin(), named);
-  folders.emplace_back(TRAINYARD_PROFILE_DIR);
+  folders.push_back(shipped_scenarios() / "profiles");
   return folders;
 }
 

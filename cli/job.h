@@ -1,6 +1,7 @@
 // A scenario made ready to simulate: lowered, with the profiles that it names.
 #pragma once
 
+#include <filesystem>
 #include <string>
 
 #include "models/cost/cost.h"
@@ -31,7 +32,10 @@ struct Job {
   [[nodiscard]] std::size_t fullest_stage() const;
 };
 
-/// Looks in $TRAINYARD_PROFILES, ./profiles, beside the scenario, and where they were built from.
+/// The scenarios that come with the program: in share/trainyard beside a relocated binary's folder, or in the sources.
+std::filesystem::path shipped_scenarios();
+
+/// Looks in $TRAINYARD_PROFILES, ./profiles, beside the scenario, and in those that come with the program.
 Result<ProfileFiles> find_profiles(const Scenario& scenario, const std::string& scenario_file);
 
 struct Profiles {

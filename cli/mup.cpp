@@ -62,7 +62,7 @@ Problems check_width(const Options& options, const Sweep& sweep, std::int64_t wi
   if (problems.empty()) {
     Scenario wide = sweep.scenario;
     wide.model = model.value();
-    problems = check_training(options.job, wide, lower(wide.model, wide.plan), sweep.corpus);
+    problems = check_training(options.job, wide, lower(wide.model, wide.plan), sweep.corpus, {});
   }
   for (Problem& problem : problems) {
     if (problem.file.empty()) problem.file = options.job;

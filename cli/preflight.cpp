@@ -37,6 +37,23 @@ std::int64_t available_memory_bytes() {
   return sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGE_SIZE);
 }
 
+// Rank r has the r-th GPU. Libraries need room of their own for what they work with.
+Problems check_gpu_memory(const StepProgram& program, const std::vector<kernels::DeviceInfo>& gpus) {
+  constexpr double kLibraryBytes = 1.5e9;
+  const Mesh mesh(program.plan);
+  for (std::int64_t rank = 0; rank < mesh.ranks(); ++rank) {
+    const StageProgram& stage = program.stages[static_cast<std::size_t>(mesh.coordinates(rank).pp)];
+    const kernels::DeviceInfo& gpu = gpus[static_cast<std::size_t>(rank)];
+    const double wanted = static_cast<double>(stage.arena_bytes) + kLibraryBytes;
+    if (wanted <= static_cast<double>(gpu.free_bytes)) continue;
+    return {{"", "$.plan", format_bytes(wanted),
+             fmt::format("is what rank {} allocates, and {} is free on GPU {}", rank,
+                         format_bytes(static_cast<double>(gpu.free_bytes)), gpu.ordinal),
+             "recompute more, use smaller micro-batches, or a smaller model", ProblemKind::Infeasible}};
+  }
+  return {};
+}
+
 // All ranks are on this machine. A snapshot of the optimizer state comes on top where there are checkpoints.
 Problems check_memory(const StepProgram& program, bool saves) {
   const Mesh mesh(program.plan);
@@ -89,9 +106,10 @@ Result<Preflight> check_lock(const std::string& job_file, std::string lock_file,
 }
 
 Problems check_training(const std::string& job_file, const Scenario& scenario, const StepProgram& program,
-                        const exec::Corpus& corpus) {
+                        const exec::Corpus& corpus, const std::vector<kernels::DeviceInfo>& gpus) {
   Problems problems = check_text(scenario, corpus);
-  if (problems.empty()) problems = check_memory(program, !scenario.training->checkpoint.folder.empty());
+  if (problems.empty() && !gpus.empty()) problems = check_gpu_memory(program, gpus);
+  if (problems.empty() && gpus.empty()) problems = check_memory(program, !scenario.training->checkpoint.folder.empty());
   for (Problem& problem : problems) problem.file = problem.file.empty() ? job_file : problem.file;
   return problems;
 }

@@ -7,6 +7,7 @@
 
 #include "cli/plan_lock.h"
 #include "exec/corpus.h"
+#include "kernels/device.h"
 
 namespace trainyard::cli {
 
@@ -20,8 +21,8 @@ struct Preflight {
 Result<Preflight> check_lock(const std::string& job_file, std::string lock_file, const Scenario& scenario,
                              const StepProgram& program);
 
-/// Whether the text can be trained on, and the memory of this machine holds all ranks.
+/// Whether the text can be trained on, and memory holds the ranks: each one's GPU its own, or this machine all of them.
 Problems check_training(const std::string& job_file, const Scenario& scenario, const StepProgram& program,
-                        const exec::Corpus& corpus);
+                        const exec::Corpus& corpus, const std::vector<kernels::DeviceInfo>& gpus);
 
 }  // namespace trainyard::cli

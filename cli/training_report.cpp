@@ -22,13 +22,19 @@ double median(std::vector<double> values) {
   return *middle;
 }
 
+// Of the memory that a plan has to fit: a GPU's, or the machine's.
+double held_bytes(const json& rank) {
+  const double device = rank["device_bytes"];
+  return device > 0 ? device : rank["rss_bytes"].get<double>();
+}
+
 // Below these, what was validated is what is.
 constexpr double kStepTimeDrift = 0.25, kMemoryDrift = 0.1;
 constexpr int kStepsToJudge = 5;
 
 }  // namespace
 
-json make_training_report(const Scenario& scenario, const exec::TrainingReport& report) {
+json make_training_report(const Scenario& scenario, const exec::TrainingReport& report, const std::string& device) {
   const double tokens = static_cast<double>(scenario.plan.global_batch * scenario.plan.sequence_length);
   std::vector<double> times;
   double busy_s = 0;
@@ -44,14 +50,17 @@ json make_training_report(const Scenario& scenario, const exec::TrainingReport& 
   const double flops = model_flops_per_token(scenario.model, scenario.plan.sequence_length, true) * tokens;
   json ranks = json::array();
   for (std::size_t r = 0; r < report.ranks.size(); ++r)
-    ranks.push_back(
-        {{"rank", r}, {"arena_bytes", report.ranks[r].arena_bytes}, {"rss_bytes", report.ranks[r].rss_bytes}});
+    ranks.push_back({{"rank", r},
+                     {"arena_bytes", report.ranks[r].arena_bytes},
+                     {"rss_bytes", report.ranks[r].rss_bytes},
+                     {"device_bytes", report.ranks[r].device_bytes}});
   return {{"job", scenario.name},
           {"model", scenario.model.name},
           {"parameters", parameter_count(scenario.model)},
           {"seed", scenario.seed},
           {"commit", commit_id()},
           {"ranks", report.ranks.size()},
+          {"device", device},
           {"first_step", report.first_step},
           {"steps", report.steps.size()},
           {"loss", report.steps.empty() ? json(nullptr) : json(report.steps.back().loss)},
@@ -69,7 +78,7 @@ json make_training_report(const Scenario& scenario, const exec::TrainingReport& 
 
 json compare_with_lock(const json& report, const LockedPlan& lock) {
   double rss = 0;
-  for (const json& rank : report["memory"]) rss = std::max(rss, rank["rss_bytes"].get<double>());
+  for (const json& rank : report["memory"]) rss = std::max(rss, held_bytes(rank));
   const double step_s = report["step_time_s"];
   return {{"program", lock.hashes.program},
           {"step_time_s", lock.step_time_s},
@@ -105,6 +114,7 @@ std::string training_text(const json& report) {
   out += curve(losses, report["first_step"].get<std::int64_t>() + 1, "loss");
   const std::int64_t first = report["first_step"], steps = report["steps"];
   std::vector<std::vector<std::string>> rows;
+  rows.push_back({"on", report["device"]});
   rows.push_back(
       {"steps", steps == 0 ? "none: all were done before" : fmt::format("{} to {}", first + 1, first + steps)});
   if (!losses.empty()) rows.push_back({"loss", fmt::format("{:.4f} -> {:.4f}", losses.front(), losses.back())});
@@ -128,7 +138,7 @@ std::string training_text(const json& report) {
   double arena = 0, rss = 0;
   for (const json& rank : report["memory"]) {
     arena = std::max(arena, rank["arena_bytes"].get<double>());
-    rss = std::max(rss, rank["rss_bytes"].get<double>());
+    rss = std::max(rss, held_bytes(rank));
   }
   rows.push_back(
       {"memory", fmt::format("arena {}, process {} at most, of one rank", format_bytes(arena), format_bytes(rss))});

@@ -13,7 +13,8 @@
 namespace trainyard::cli {
 
 /// Keys are never renamed: see scenarios/README.md for their meanings.
-nlohmann::ordered_json make_training_report(const Scenario& scenario, const exec::TrainingReport& report);
+nlohmann::ordered_json make_training_report(const Scenario& scenario, const exec::TrainingReport& report,
+                                            const std::string& device);
 
 /// What was predicted when the plan was validated, beside what the report has: its "validated".
 nlohmann::ordered_json compare_with_lock(const nlohmann::ordered_json& report, const LockedPlan& lock);

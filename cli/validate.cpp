@@ -180,7 +180,7 @@ void add_validate(CLI::App& app, Context& context) {
                                   "  trainyard validate --set rows.json --json | jq .by_source\n"
                                   "  trainyard validate --csv rows.csv -o scatter.svg");
   auto options = std::make_shared<Options>();
-  options->set = TRAINYARD_PROFILE_DIR "/../measured/runs.json";
+  options->set = (shipped_scenarios() / "measured/runs.json").lexically_normal().string();
   command->add_option("--set", options->set, "Rows to predict (default: those that the project ships)");
   command->add_option("--only", options->only, "Rows whose id or source has this text");
   command->add_option("--stack", options->stack,

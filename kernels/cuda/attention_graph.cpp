@@ -11,12 +11,12 @@ using Sizes = CudnnGraph::Sizes;
 
 constexpr cudnnDataType_t kBf16 = CUDNN_DATA_BFLOAT16;
 
-// Operands and steps that both directions share. Scores are [sequences, query heads, length, length].
+// Operands and steps that both directions share. Scores are [sequences, query heads, queries, keys].
 class AttentionGraph {
  public:
   explicit AttentionGraph(const AttentionGraphShape& shape)
       : shape_(shape),
-        scores_{shape.sequences, shape.query_heads, shape.length, shape.length},
+        scores_{shape.sequences, shape.query_heads, shape.length, shape.keys()},
         rows_{shape.sequences, shape.query_heads, shape.length, 1} {}
 
   [[nodiscard]] CudnnGraph& graph() { return *graph_; }
@@ -25,13 +25,19 @@ class AttentionGraph {
   [[nodiscard]] const Sizes& rows() const { return rows_; }
 
   Value query_like(std::int64_t operand) {
-    return heads(operand, shape_.query_heads, shape_.row_query_heads * shape_.dim);
+    const std::int64_t row = shape_.row_query_heads * shape_.dim;
+    return graph_->operand(operand, kBf16, {shape_.sequences, shape_.query_heads, shape_.length, shape_.dim},
+                           {shape_.query_stride() * row, shape_.dim, row, 1});
   }
-  Value key_like(std::int64_t operand) { return heads(operand, shape_.key_heads, shape_.row_key_heads * shape_.dim); }
+  Value key_like(std::int64_t operand) { return graph_->operand(operand, kBf16, key_dims(), key_strides()); }
   Value key_like_transposed(std::int64_t operand) {
     const std::int64_t row = shape_.row_key_heads * shape_.dim;
-    return graph_->operand(operand, kBf16, {shape_.sequences, shape_.key_heads, shape_.dim, shape_.length},
-                           {shape_.length * row, shape_.dim, 1, row});
+    return graph_->operand(operand, kBf16, {shape_.sequences, shape_.key_heads, shape_.dim, shape_.keys()},
+                           {shape_.key_stride() * row, shape_.dim, 1, row});
+  }
+  /// The same memory, the other way round.
+  Value keys_of(const Value& transposed) {
+    return graph_->reshape(transposed, graph_->inner(key_dims(), key_strides(), kBf16));
   }
   Value stats_like(std::int64_t operand) {
     return graph_->operand(operand, CUDNN_DATA_FLOAT, rows_, {shape_.query_heads * shape_.length, shape_.length, 1, 1});
@@ -52,6 +58,7 @@ class AttentionGraph {
 
   /// Minus infinity where a query may not see the key.
   Value mask(Value x) {
+    if (!shape_.causal) return x;
     const Value query = index(x, 2), key = index(x, 3);
     x = hide_unless(CUDNN_POINTWISE_CMP_GE, query, key, x);
     if (shape_.window == 0) return x;
@@ -62,9 +69,10 @@ class AttentionGraph {
   }
 
  private:
-  Value heads(std::int64_t operand, std::int64_t count, std::int64_t row) {
-    return graph_->operand(operand, kBf16, {shape_.sequences, count, shape_.length, shape_.dim},
-                           {shape_.length * row, shape_.dim, row, 1});
+  [[nodiscard]] Sizes key_dims() const { return {shape_.sequences, shape_.key_heads, shape_.keys(), shape_.dim}; }
+  [[nodiscard]] Sizes key_strides() const {
+    const std::int64_t row = shape_.row_key_heads * shape_.dim;
+    return {shape_.key_stride() * row, shape_.dim, row, 1};
   }
   Value index(const Value& x, std::int64_t axis) {
     return graph_->pointwise(CUDNN_POINTWISE_GEN_INDEX, x, graph_->inner(scores_, CUDNN_DATA_INT32), CUDNN_DATA_INT32,
@@ -85,8 +93,8 @@ class AttentionGraph {
 
 // [b,h,s,t] to [b,h,t,s], as a view.
 Value transposed(CudnnGraph& graph, const Sizes& scores, const Value& x) {
-  const std::int64_t heads = scores[1], s = scores[2];
-  return graph.reshape(x, graph.inner(scores, {heads * s * s, s * s, 1, s}, kBf16));
+  const std::int64_t heads = scores[1], s = scores[2], t = scores[3];
+  return graph.reshape(x, graph.inner({scores[0], heads, t, s}, {heads * s * t, s * t, 1, t}, kBf16));
 }
 
 // y = a b for each query head; where several share a key head, summed over them.
@@ -96,7 +104,7 @@ void matmul_by_key_head(CudnnGraph& graph, const AttentionGraphShape& shape, con
     graph.matmul(a, b, y);
     return;
   }
-  const Sizes dims{shape.sequences, shape.query_heads, shape.length, shape.dim};
+  const Sizes dims{shape.sequences, shape.query_heads, shape.keys(), shape.dim};
   graph.reduce(CUDNN_REDUCE_TENSOR_ADD, graph.matmul(a, b, graph.inner(dims, kBf16)), y);
 }
 
@@ -162,18 +170,16 @@ std::unique_ptr<CudnnGraph> attention_grad_graph(const AttentionGraphShape& shap
   ds = graph.pointwise(CUDNN_POINTWISE_MUL, ds, scale, graph.inner(scores, kBf16));
   matmul_by_key_head(graph, shape, transposed(graph, scores, ds), q, dk);
 
-  const std::int64_t row = shape.row_key_heads * dim;
-  const Value k = graph.reshape(
-      kt, graph.inner({shape.sequences, shape.key_heads, length, dim}, {length * row, dim, row, 1}, kBf16));
-  graph.matmul(ds, k, dq);
+  graph.matmul(ds, attention.keys_of(kt), dq);
   return attention.take();
 }
 
 std::int64_t attention_grad_workspace(const AttentionGraphShape& shape) {
-  const std::int64_t padded = (shape.length + 127) / 128 * 128;
+  const auto padded = [](std::int64_t length) { return (length + 127) / 128 * 128; };
   const std::int64_t whole_heads =
       shape.query_heads == shape.key_heads ? 0 : 2;  // of dk and dv, before they are summed
-  return shape.sequences * shape.query_heads * padded * (padded + whole_heads * shape.dim) * 2;
+  return shape.sequences * shape.query_heads * padded(shape.keys()) * (padded(shape.length) + whole_heads * shape.dim) *
+         2;
 }
 
 }  // namespace trainyard::kernels::cuda

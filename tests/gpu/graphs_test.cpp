@@ -86,6 +86,17 @@ AttentionGraphShape attention_of(const Model& model, std::int64_t length, std::i
   return shape;
 }
 
+// What a rank of a context has beside causal attention: all queries with the first half of an earlier rank's keys, and
+// the second half of the queries with all of a later rank's.
+std::vector<AttentionGraphShape> context_of(const AttentionGraphShape& local) {
+  AttentionGraphShape earlier = local, later = local;
+  earlier.causal = later.causal = false;
+  earlier.sequence_rows = later.sequence_rows = local.length;
+  earlier.key_length = later.length = local.length / 2;
+  later.key_length = local.length;
+  return {earlier, later};
+}
+
 }  // namespace
 
 TEST_CASE("every model's attention has an engine in cuDNN", "[.][slow]") {
@@ -102,6 +113,22 @@ TEST_CASE("every model's attention has an engine in cuDNN", "[.][slow]") {
   }
 }
 
+TEST_CASE("every model's attention has an engine in cuDNN under context parallelism") {
+  for (const Model& model : models()) {
+    for (const std::int64_t tp : {1, 2, 4, 8}) {
+      if (model.key_heads % tp != 0 || model.query_heads % tp != 0) continue;
+      for (const std::int64_t length : {128, 200, 2048}) {
+        for (const AttentionGraphShape& shape : context_of(attention_of(model, length, tp))) {
+          INFO(model.name << ", tp " << tp << ", " << shape.length << " queries and " << shape.keys() << " keys of "
+                          << length << " rows");
+          CHECK(engines(*attention_graph(shape)) > 0);
+          CHECK(engines(*attention_grad_graph(shape)) > 0);
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("some heads and sequences of larger tensors have an engine, and so have windows") {
   for (const double softcap : {0.0, 30.0}) {
     for (const std::int64_t window : {0, 512}) {
@@ -113,6 +140,11 @@ TEST_CASE("some heads and sequences of larger tensors have an engine, and so hav
       shape.window = window;
       CHECK(engines(*attention_graph(shape)) > 0);
       CHECK(engines(*attention_grad_graph(shape)) > 0);
+      if (window > 0) continue;
+      for (const AttentionGraphShape& part : context_of(shape)) {
+        CHECK(engines(*attention_graph(part)) > 0);
+        CHECK(engines(*attention_grad_graph(part)) > 0);
+      }
     }
   }
 }
@@ -141,6 +173,8 @@ TEST_CASE("a graph that no engine can run has none") {
 TEST_CASE("the gradient's workspace is as large as it is said to be") {
   AttentionGraphShape shape{.sequences = 1, .length = 4096, .dim = 128, .query_heads = 32, .key_heads = 8};
   CHECK(attention_grad_workspace(shape) == 32LL * 4096 * (4096 + 2 * 128) * 2);
+  shape.key_length = 1000;
+  CHECK(attention_grad_workspace(shape) == 32LL * 1024 * (4096 + 2 * 128) * 2);
 }
 
 }  // namespace trainyard::kernels::cuda

@@ -1,4 +1,5 @@
-// Products and attention of Llama 3 8B and of Grok-1 on 8 GPUs, with 8,192 tokens.
+// Products and attention of Llama 3 8B and of Grok-1 on 8 GPUs, with 8,192 tokens; attention of Llama 3.2 1B beside
+// another rank of its context.
 
 #include <cmath>
 
@@ -42,24 +43,25 @@ void add_linear(BenchList& list, const std::string& name, std::int64_t tokens, s
   add_product(list, name + " dW", {.m = out, .n = in, .k = tokens, .trans_a = true, .accumulate = true}, Dtype::F32);
 }
 
-// Causal: of the pairs of positions half count.
+// Causal: of the pairs of positions half count, which every rank of a context has its even share of.
 void add_attention(BenchList& list, const std::string& name, std::int64_t batch, std::int64_t length,
-                   const kernels::Heads& heads, double softcap) {
+                   const kernels::Heads& heads, double softcap, std::int64_t cp = 1) {
   const std::int64_t rows = batch * length;
   AttentionShape shape;
   shape.heads = heads;
   shape.batch = batch;
   shape.scale = 1 / std::sqrt(static_cast<double>(heads.dim));
   shape.softcap = softcap;
+  shape.cp = cp;
   const auto like_q = [&] { return bench_tensor(Dtype::Bf16, {rows, heads.query * heads.dim, 1}); };
-  const auto like_k = [&] { return bench_tensor(Dtype::Bf16, {rows, heads.key * heads.dim, 1}); };
+  const auto like_k = [&] { return bench_tensor(Dtype::Bf16, {rows * cp, heads.key * heads.dim, 1}); };
   const Tensor q = like_q(), k = like_k(), v = like_k(), o = like_q(), dout = like_q(), dq = like_q(), dk = like_k(),
                dv = like_k(), lse = bench_tensor(Dtype::F32, {rows, heads.query, 1});
-  const double flops =
-      4 * static_cast<double>(rows) * static_cast<double>(length) / 2 * static_cast<double>(heads.query * heads.dim);
+  const double flops = 4 * static_cast<double>(rows) * static_cast<double>(length * cp) / 2 *
+                       static_cast<double>(heads.query * heads.dim);
   const std::string what = name + " " + std::to_string(batch) + " x " + std::to_string(length) + ", " +
                            std::to_string(heads.query) + "/" + std::to_string(heads.key) + " heads of " +
-                           std::to_string(heads.dim);
+                           std::to_string(heads.dim) + (cp > 1 ? ", cp " + std::to_string(cp) : "");
   list.push_back({"attention " + what, bytes_of({q, k, v, o, lse}), flops,
                   [=](Kernels& kernels) { kernels.attention(shape, q, k, v, o, lse); }});
   list.push_back({"attention gradient " + what, bytes_of({dout, q, k, v, o, lse, dq, dk, dv}), 2.5 * flops,
@@ -100,6 +102,8 @@ void add_matmul_benches(BenchList& list) {
   add_linear(list, "square", 8192, 8192, 8192);
   add_attention(list, "Llama 3 8B", 1, 8192, {32, 8, 128}, 0);
   add_attention(list, "Llama 3 8B", 4, 2048, {32, 8, 128}, 0);
+  add_attention(list, "Llama 3.2 1B", 4, 2048, {32, 8, 64}, 0);
+  add_attention(list, "Llama 3.2 1B", 4, 2048, {32, 8, 64}, 0, 2);
   add_attention(list, "Grok-1 of 8", 1, 8192, {6, 1, 128}, 30);
   add_grouped(list, "Grok-1 up of 8", 16384, 8192, 6144, 8);
   add_grouped(list, "Grok-1 down of 8", 16384, 6144, 4096, 8);

@@ -18,12 +18,14 @@
 #include "cli/commands.h"
 #include "cli/exit_code.h"
 #include "cli/interrupt.h"
+#include "cli/job.h"
 #include "cli/output_file.h"
 #include "cli/terminal.h"
 #include "cli/version.h"
 #include "exec/launcher.h"
 #include "exec/measure.h"
 #include "kernels/kernels.h"
+#include "kernels/open_device.h"
 #include "models/base/stop.h"
 #include "models/cost/op_rate_fit.h"
 
@@ -34,7 +36,7 @@ namespace {
 using json = nlohmann::ordered_json;
 
 struct Options {
-  std::string folder = "profiles";
+  std::string folder = "profiles", device = "cpu";
   bool quick = false;
 };
 
@@ -75,18 +77,31 @@ struct CalibrationJob {
   ParallelPlan plan;
 };
 
-std::vector<CalibrationJob> calibration_jobs(Precision precision, std::int64_t ranks, std::int64_t threads,
-                                             bool quick) {
-  // Some fit the caches, and some do not: so are real models.
+// Some fit the caches, and some do not: so are real models.
+std::vector<Shape> shapes_of(exec::DeviceKind device, bool quick) {
+  if (device == exec::DeviceKind::Cuda) {
+    std::vector<Shape> shapes{{2, 1024, 2816, 1024, 4, 8192},
+                              {2, 2048, 5632, 2048, 4, 32000},
+                              {2, 2048, 8192, 4096, 2, 8192},
+                              {1, 4096, 14336, 2048, 2, 32000},
+                              {1, 4096, 11008, 4096, 2, 16384}};
+    if (quick) shapes.resize(2);
+    return shapes;
+  }
   std::vector<Shape> shapes{{2, 128, 384, 128, 1, 256},
                             {3, 128, 512, 256, 4, 1024},
                             {4, 256, 768, 512, 2, 2048},
                             {6, 448, 1152, 256, 4, 256},
                             {5, 512, 1536, 128, 8, 512}};
   if (quick) shapes = {{2, 128, 384, 128, 1, 256}, {2, 256, 512, 128, 2, 512}};
+  return shapes;
+}
+
+std::vector<CalibrationJob> calibration_jobs(exec::DeviceKind device, Precision precision, std::int64_t ranks,
+                                             std::int64_t threads, bool quick) {
   std::vector<CalibrationJob> jobs;
   for (const ModelFamily family : {ModelFamily::Llama, ModelFamily::Gpt3, ModelFamily::Mixtral}) {
-    for (const Shape& shape : shapes) {
+    for (const Shape& shape : shapes_of(device, quick)) {
       CalibrationJob job;
       job.model = model_of(family, shape);
       job.plan.dp = ranks;
@@ -138,18 +153,20 @@ void learn(const StepProgram& program, const exec::RankReport& rank, Measured& o
     out.samples[kind].push_back({flops, bytes, time});
     if (kind == OpKind::Matmul) out.best_matmul_flops_per_s = std::max(out.best_matmul_flops_per_s, flops / time);
   }
-  out.outside_arena_bytes.push_back(static_cast<double>(rank.rss_bytes - rank.arena_bytes));
+  const std::int64_t held = rank.device_bytes > 0 ? rank.device_bytes : rank.rss_bytes;
+  out.outside_arena_bytes.push_back(static_cast<double>(held - rank.arena_bytes));
 }
 
-Result<Measured> measure_ops(Precision precision, std::int64_t ranks, std::int64_t threads, bool quick,
-                             const exec::Corpus& corpus, Progress& progress) {
+Result<Measured> measure_ops(exec::DeviceKind device, Precision precision, std::int64_t ranks, std::int64_t threads,
+                             bool quick, const exec::Corpus& corpus, Progress& progress) {
   Measured measured;
-  for (const CalibrationJob& job : calibration_jobs(precision, ranks, threads, quick)) {
+  for (const CalibrationJob& job : calibration_jobs(device, precision, ranks, threads, quick)) {
     const StepProgram program = lower(job.model, job.plan);
     exec::TrainingJob training;
     training.program = &program;
     training.corpus = &corpus;
     training.training.steps = kSteps;
+    training.device = device;
     exec::TrainingEvents events;
     events.on_wait = [&] { progress.tick(); };
     const Result<exec::TrainingReport> report = exec::train(training, events);
@@ -223,6 +240,97 @@ struct Calibrated {
   double gemm_share = 0, peak_flops = 0;
 };
 
+// What NVIDIA says of a GPU that it names so; 0: not known here.
+double named_peak_flops(const std::string& name) {
+  for (const char* hopper : {"H100 80GB HBM3", "H100 SXM", "H200"}) {
+    if (name.find(hopper) != std::string::npos) return 989.4e12;
+  }
+  return 0;
+}
+
+// Of the shipped profile, what one GPU cannot tell.
+Result<json> shipped_nvlink() {
+  const std::string file = (shipped_scenarios() / "profiles/h100-sxm.json").string();
+  std::ifstream in(file);
+  json profile = json::parse(in, nullptr, false);
+  if (!profile.is_object() || !profile.contains("nvlink"))
+    return Problem{file, "$.nvlink", "", "is not there: the program's own profiles are damaged", "install it again"};
+  return profile;
+}
+
+Result<Calibrated> calibrate_gpus(bool quick, const Context& context) {
+  const Result<std::vector<kernels::DeviceInfo>> found = kernels::list_cuda_devices();
+  if (!found) return found.problems();
+  const kernels::DeviceInfo& gpu = found.value().front();
+  const auto gpus = static_cast<std::int64_t>(found.value().size());
+  std::vector<std::int64_t> groups;
+  for (const std::int64_t ranks : {2, 4, 8}) {
+    if (ranks <= gpus) groups.push_back(ranks);
+  }
+  const std::size_t jobs = calibration_jobs(exec::DeviceKind::Cuda, Precision::Bf16, 1, 1, quick).size();
+  Progress progress("measuring", jobs + 1 + groups.size(), context.quiet ? "none" : context.progress);
+  const ProfileText text(
+      fmt::format("trainyard calibrate {} on {} x {}, {}", commit_id(), gpus, gpu.name, gpu.runtime));
+  const exec::Corpus corpus = exec::Corpus::of_text(std::string(1 << 16, 'x'));
+  Result<Measured> result = measure_ops(exec::DeviceKind::Cuda, Precision::Bf16, 1, 1, quick, corpus, progress);
+  if (!result) return result.problems();
+  const Measured& measured = result.value();
+  const Result<exec::CopyRates> copies = exec::measure_copies(0);
+  if (!copies) return copies.problems();
+  progress.step();
+  const Result<json> shipped = shipped_nvlink();
+  if (!shipped) return shipped.problems();
+  json nvlink = shipped.value()["nvlink"], constants = shipped.value()["constants"];
+  json p2p_bytes = constants["nvlink_p2p_bytes_per_s"], p2p_latency = constants["nvlink_p2p_latency_s"];
+  if (!groups.empty()) nvlink = text.described("s");
+  for (const std::int64_t ranks : groups) {
+    std::vector<std::int64_t> sizes;
+    for (std::int64_t bytes = 1 << 10; bytes <= (quick ? 1 << 26 : 1 << 30); bytes *= 4) sizes.push_back(bytes);
+    const Result<exec::CommunicationTimes> times = exec::measure_communication(ranks, sizes, exec::DeviceKind::Cuda);
+    if (!times) return times.problems();
+    add_curves(nvlink, ranks, times.value());
+    if (ranks == 2) {
+      const exec::TransferTime &shortest = times.value().transfers.front(), &longest = times.value().transfers.back();
+      p2p_bytes = text.constant(static_cast<double>(longest.bytes) / longest.seconds, "bytes/s");
+      p2p_latency = text.constant(shortest.seconds, "s");
+    }
+    progress.step();
+    if (stop_requested()) return stopped();
+  }
+  Calibrated out;
+  const double named = named_peak_flops(gpu.name);
+  out.peak_flops = named > 0 ? named : measured.best_matmul_flops_per_s;
+  out.gemm_share = measured.best_matmul_flops_per_s / out.peak_flops;
+  out.hardware = {{"schema", 1},
+                  {"name", "localhost-cuda"},
+                  {"constants",
+                   {{"peak_bf16_flops", named > 0 ? ProfileText::constant(named, "FLOP/s", "NVIDIA's data sheet, dense")
+                                                  : text.constant(out.peak_flops, "FLOP/s of the best product")},
+                    {"peak_f32_flops", constants["peak_f32_flops"]},
+                    {"memory_bytes", text.constant(static_cast<double>(gpu.memory_bytes), "bytes")},
+                    {"nvlink_p2p_bytes_per_s", p2p_bytes},
+                    {"nvlink_p2p_latency_s", p2p_latency},
+                    {"nic_latency_s", constants["nic_latency_s"]},
+                    {"nic_efficiency", constants["nic_efficiency"]}}},
+                  {"op_rates", json::array({rates_json("bf16", 1, measured)})},
+                  {"nvlink", nvlink},
+                  {"residuals",
+                   {{"host_to_device_bytes_per_s", copies.value().to_device},
+                    {"device_to_host_bytes_per_s", copies.value().to_host}}}};
+  out.stack = {{"schema", 1},
+               {"name", "localhost-cuda"},
+               {"hardware", {"localhost-cuda"}},
+               {"constants",
+                {{"sustained_clock", ProfileText::constant(1, "1", "rates are of training itself")},
+                 {"attention_relative", ProfileText::constant(1, "1", "rates are of training itself")},
+                 {"kernel_gap_s", text.constant(std::max(median(measured.gaps_s), 0.0), "s")},
+                 {"host_sync_s", ProfileText::constant(20e-6, "s", "assumed: a copy of counts, and the next launch")},
+                 {"context_bytes", text.constant(median(measured.outside_arena_bytes), "bytes")},
+                 {"communicator_bytes", ProfileText::constant(0, "bytes", "in context_bytes")},
+                 {"allocator_reserve", ProfileText::constant(0, "1", "the arena is allocated once")}}}};
+  return out;
+}
+
 Result<Calibrated> calibrate_machine(bool quick, const Context& context) {
   const auto processors = static_cast<std::int64_t>(std::max(1U, std::thread::hardware_concurrency()));
   struct Setting {
@@ -236,7 +344,7 @@ Result<Calibrated> calibrate_machine(bool quick, const Context& context) {
     settings.push_back({Precision::F32, "f32", 1, processors});
     settings.push_back({Precision::Bf16, "bf16", 1, processors});
   }
-  const std::size_t jobs = calibration_jobs(Precision::F32, 1, 1, quick).size();
+  const std::size_t jobs = calibration_jobs(exec::DeviceKind::Cpu, Precision::F32, 1, 1, quick).size();
   Progress progress("measuring", settings.size() * jobs + 3, context.quiet ? "none" : context.progress);
   const ProfileText text(fmt::format("trainyard calibrate {} on {}, {} processors, kernels {}", commit_id(),
                                      processor_name(), processors, kernels::cpu_instruction_set()));
@@ -246,7 +354,8 @@ Result<Calibrated> calibrate_machine(bool quick, const Context& context) {
   json rates = json::array();
   std::vector<double> gaps, outside;
   for (const Setting& setting : settings) {
-    Result<Measured> result = measure_ops(setting.precision, setting.ranks, setting.threads, quick, corpus, progress);
+    Result<Measured> result =
+        measure_ops(exec::DeviceKind::Cpu, setting.precision, setting.ranks, setting.threads, quick, corpus, progress);
     if (!result) return result.problems();
     const Measured& measured = result.value();
     rates.push_back(rates_json(setting.name, setting.threads, measured));
@@ -299,12 +408,16 @@ Result<Calibrated> calibrate_machine(bool quick, const Context& context) {
 
 int calibrate(const Options& options, const Context& context) {
   end_in_order_on_signals();
-  const Result<Calibrated> result = calibrate_machine(options.quick, context);
+  const bool gpu = options.device == "cuda";
+  const Result<Calibrated> result =
+      gpu ? calibrate_gpus(options.quick, context) : calibrate_machine(options.quick, context);
   if (!result) return fail(result.problems(), context);
   const Calibrated& machine = result.value();
   std::error_code error;
   std::filesystem::create_directories(options.folder, error);
-  const std::string hardware = options.folder + "/localhost.json", stack = options.folder + "/stack-localhost.json";
+  const std::string name = gpu ? "localhost-cuda" : "localhost";
+  const std::string hardware = fmt::format("{}/{}.json", options.folder, name),
+                    stack = fmt::format("{}/stack-{}.json", options.folder, name);
   Problems problems = write_output(hardware, machine.hardware.dump(2) + "\n");
   if (problems.empty()) problems = write_output(stack, machine.stack.dump(2) + "\n");
   if (!problems.empty()) return fail(problems, context);
@@ -313,14 +426,15 @@ int calibrate(const Options& options, const Context& context) {
                       {"stack", stack},
                       {"peak_flops_per_thread", machine.peak_flops},
                       {"gemm_share_of_peak", machine.gemm_share},
-                      {"kernels", kernels::cpu_instruction_set()}}
+                      {"kernels", gpu ? "cuda" : kernels::cpu_instruction_set()}}
                      .dump(2)
               << "\n";
     return kOk;
   }
-  std::cout << fmt::format(
-      "{} and {}\n  a thread's peak   {:.1f} GFLOP/s in f32 (kernels {})\n  best GEMM         {:.1f}% of it\n\n",
-      hardware, stack, machine.peak_flops * 1e-9, kernels::cpu_instruction_set(), 100 * machine.gemm_share);
+  std::cout << fmt::format("{} and {}\n  {} peak   {:.1f} GFLOP/s in {}\n  best GEMM         {:.1f}% of it\n\n",
+                           hardware, stack, gpu ? "the GPU's    " : "a thread's   ", machine.peak_flops * 1e-9,
+                           gpu ? "bf16" : fmt::format("f32 (kernels {})", kernels::cpu_instruction_set()),
+                           100 * machine.gemm_share);
   std::vector<std::vector<std::string>> rows;
   for (const json& rates : machine.hardware["op_rates"]) {
     for (const char* kind : {"Matmul", "Attention", "AttentionGrad", "Norm", "Activation", "Add", "AdamW"}) {
@@ -342,12 +456,16 @@ int calibrate(const Options& options, const Context& context) {
 
 void add_calibrate(CLI::App& app, Context& context) {
   CLI::App* command = add_command(
-      app, "calibrate", "Measure this machine: profiles for \"hardware\": \"localhost\" and \"stack\": \"localhost\"",
+      app, "calibrate",
+      "Measure this machine: profiles for \"hardware\": \"localhost\" and \"stack\": \"localhost\", or localhost-cuda",
       "  trainyard calibrate                # profiles/, which scenarios run from here will find\n"
       "  trainyard calibrate --quick        # small models only: seconds, and surer of small models than of others\n"
+      "  trainyard calibrate --device cuda  # the GPUs of this node: \"localhost-cuda\"\n"
       "  trainyard calibrate -o my-profiles");
   auto options = std::make_shared<Options>();
   command->add_option("-o,--output", options->folder, "Folder for the profiles");
+  command->add_option("--device", options->device, "What to measure: cpu, or cuda")
+      ->check(CLI::IsMember({"cpu", "cuda"}));
   command->add_flag("--quick", options->quick, "Time small models only");
   command->callback(
       [options, &context] { context.run = [options, &context] { return calibrate(*options, context); }; });

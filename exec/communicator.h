@@ -17,6 +17,9 @@
 
 namespace trainyard::exec {
 
+/// What ranks run on: processors, or a GPU for each: rank r has the r-th.
+enum class DeviceKind : std::uint8_t { Cpu, Cuda };
+
 /// Who takes part in a collective, in group order.
 struct Team {
   std::vector<std::int64_t> ranks;

@@ -67,6 +67,8 @@ DeviceInterpreter::DeviceInterpreter(const StepProgram& program, std::int64_t ra
 
 DeviceInterpreter::~DeviceInterpreter() {
   try {
+    // A graph holds on to the communicators that it was captured from.
+    if (graph_ >= 0) device_.release_graph(graph_);
     device_.release(arena_);
     device_.release_host(batch_);
     device_.release_host(scalars_);
@@ -89,15 +91,16 @@ std::int64_t DeviceInterpreter::device_bytes() const {
 }
 
 std::byte* DeviceInterpreter::edit(Role role, std::int64_t chunk) {
-  std::vector<std::byte>& bytes = edited_[{role, chunk}];
-  if (bytes.empty()) bytes.resize(index(frame_of(role, chunk).bytes));
-  return bytes.data();
+  std::unique_ptr<std::byte[]>& bytes = edited_[{role, chunk}];
+  // Whoever edits writes it first: not here, where one thread would touch all of it.
+  if (!bytes) bytes.reset(new std::byte[index(frame_of(role, chunk).bytes)]);
+  return bytes.get();
 }
 
 void DeviceInterpreter::commit() {
   for (const auto& [which, bytes] : edited_) {
-    device_.copy_to_device(arena_ + frame_of(which.first, which.second).offset_bytes, bytes.data(),
-                           static_cast<std::int64_t>(bytes.size()), kCompute);
+    const Frame& frame = frame_of(which.first, which.second);
+    device_.copy_to_device(arena_ + frame.offset_bytes, bytes.get(), frame.bytes, kCompute);
   }
   device_.synchronize(kCompute);
   edited_.clear();

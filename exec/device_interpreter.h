@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -57,7 +58,7 @@ class DeviceInterpreter final : public Rank {
   std::byte* batch_ = nullptr;  // pinned, of the host
   std::byte* scalars_ = nullptr;
   std::int64_t steps_run_ = 0;
-  std::map<std::pair<Role, std::int64_t>, std::vector<std::byte>> edited_;
+  std::map<std::pair<Role, std::int64_t>, std::unique_ptr<std::byte[]>> edited_;  // as large as their frames
 };
 
 }  // namespace trainyard::exec

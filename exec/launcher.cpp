@@ -30,6 +30,7 @@ namespace {
 using nlohmann::json;
 
 constexpr int kPoll_ms = 200;
+constexpr std::int64_t kEnd_ns = 5'000'000'000;
 // Steps granted beyond the last one that all ranks have done: nobody waits for a grant, and all stop together.
 constexpr std::int64_t kGrantedAhead = 2;
 
@@ -39,8 +40,8 @@ Problem problem_from(const json& message) {
           message.value("fix", ""),   static_cast<ProblemKind>(message.value("kind", 0))};
 }
 
-// A rank as the launcher sees it.
-struct Rank {
+// The process of a rank, as the launcher sees it.
+struct Child {
   pid_t process = -1;
   ControlChannel channel;
   bool ready = false;
@@ -111,7 +112,7 @@ class Launcher {
     find_cause();
     if (report_.problems.empty() && stopping_) report_.problems.push_back(stopped());
     send_all({{"type", "end"}});
-    if (report_.problems.empty() || report_.problems.front().kind == ProblemKind::Stopped) wait_all();
+    if (report_.problems.empty() || report_.problems.front().kind == ProblemKind::Stopped) wait_for_ends();
     kill_all();
     if (checkpoint_) {  // that will not be whole: its space is what may be missing
       std::error_code ignored;
@@ -139,7 +140,7 @@ class Launcher {
     if (::getppid() != launcher) ::_exit(1);  // it died in between
     // What asks to stop may reach the whole group, from a terminal or a batch system: the launcher decides.
     for (const int signal : {SIGINT, SIGTERM, SIGHUP}) std::signal(signal, SIG_IGN);
-    for (Rank& other : ranks_) other.channel.close();
+    for (Child& other : ranks_) other.channel.close();
     for (std::size_t r = 0; r < sockets.size(); ++r) {
       if (r == index(rank)) continue;
       channels[r].close();
@@ -161,11 +162,11 @@ class Launcher {
 
   std::int64_t done() const {
     return std::min_element(ranks_.begin(), ranks_.end(),
-                            [](const Rank& a, const Rank& b) { return a.steps < b.steps; })
+                            [](const Child& a, const Child& b) { return a.steps < b.steps; })
         ->steps;
   }
-  bool all(bool Rank::*what) const {
-    return std::all_of(ranks_.begin(), ranks_.end(), [&](const Rank& rank) { return rank.*what; });
+  bool all(bool Child::*what) const {
+    return std::all_of(ranks_.begin(), ranks_.end(), [&](const Child& rank) { return rank.*what; });
   }
   bool saves() const { return !job_.training.checkpoint.folder.empty(); }
 
@@ -179,12 +180,12 @@ class Launcher {
 
   bool over() const {
     const bool last = done() == granted_ && (stopping_ || granted_ >= job_.training.steps);
-    return last && all(&Rank::ready) && !checkpoint_ && (!saves() || saved_step_ == done() || done() == first_step()) &&
-           all(&Rank::timed);
+    return last && all(&Child::ready) && !checkpoint_ &&
+           (!saves() || saved_step_ == done() || done() == first_step()) && all(&Child::timed);
   }
 
   void advance() {
-    if (!all(&Rank::ready)) return;
+    if (!all(&Child::ready)) return;
     const std::int64_t at = done();
     const bool standing = at == granted_;
     const bool ending = stopping_ || at >= job_.training.steps;
@@ -196,7 +197,7 @@ class Launcher {
     }
     if (standing && save_here && !checkpoint_) begin_save(at);
     // Training goes on once every rank has its snapshot.
-    const bool held = save_here || (checkpoint_ && !all(&Rank::snapshot));
+    const bool held = save_here || (checkpoint_ && !all(&Child::snapshot));
     if (stopping_ || held) return;
     const std::int64_t until = std::min({at + kGrantedAhead, next_save(at), job_.training.steps});
     if (until <= granted_) return;
@@ -205,7 +206,7 @@ class Launcher {
   }
 
   void send_all(const json& message) {
-    for (const Rank& rank : ranks_) rank.channel.send(message);
+    for (const Child& rank : ranks_) rank.channel.send(message);
   }
 
   void begin_save(std::int64_t step) {
@@ -218,7 +219,7 @@ class Launcher {
     const ParallelPlan& plan = job_.program->plan;
     checkpoint_ = OpenCheckpoint{
         folder.value(), {step, job_.seed, plan.sequence_length, plan.global_batch, job_.model_id, job_.text_id, {}}};
-    for (Rank& rank : ranks_) rank.snapshot = rank.saved = false;
+    for (Child& rank : ranks_) rank.snapshot = rank.saved = false;
     stall_ns_ = 0;
     send_all({{"type", "save"}, {"folder", folder.value()}});
   }
@@ -243,7 +244,7 @@ class Launcher {
 
   void listen() {
     std::vector<pollfd> watched;
-    for (const Rank& rank : ranks_) watched.push_back({rank.channel.socket(), POLLIN, 0});
+    for (const Child& rank : ranks_) watched.push_back({rank.channel.socket(), POLLIN, 0});
     const int ready = ::poll(watched.data(), watched.size(), kPoll_ms);
     if (events_.on_wait) events_.on_wait();
     for (std::size_t r = 0; r < watched.size() && ready > 0; ++r) {
@@ -259,13 +260,13 @@ class Launcher {
   }
 
   void hear(std::size_t r, const json& message) {
-    Rank& rank = ranks_[r];
+    Child& rank = ranks_[r];
     RankReport& report = report_.ranks[r];
     const std::string type = message["type"];
     if (type == "ready") {
       rank.ready = true;
       report.arena_bytes = message["arena_bytes"];
-      if (all(&Rank::ready)) report_.startup_s = static_cast<double>(now_ns() - begin_ns_) * 1e-9;
+      if (all(&Child::ready)) report_.startup_s = static_cast<double>(now_ns() - begin_ns_) * 1e-9;
     } else if (type == "step") {
       step_done(r, message);
     } else if (type == "snapshot") {
@@ -276,7 +277,7 @@ class Launcher {
       if (message.contains("problem")) append({problem_from(message["problem"])});
       if (!message["file"].is_null())
         checkpoint_->manifest.files.push_back({message["file"], message["bytes"], message["crcs"]});
-      if (all(&Rank::saved) && report_.problems.empty()) end_save();
+      if (all(&Child::saved) && report_.problems.empty()) end_save();
     } else if (type == "times") {
       for (const json& time : message["times"]) report.times.push_back({time[0], time[1], time[2], time[3]});
       rank.timed = message.contains("last");
@@ -287,7 +288,7 @@ class Launcher {
   }
 
   void step_done(std::size_t r, const json& message) {
-    Rank& rank = ranks_[r];
+    Child& rank = ranks_[r];
     const std::int64_t step = message["step"];
     rank.steps = step + 1;
     const auto [entry, is_new] = open_steps_.try_emplace(step);
@@ -340,7 +341,7 @@ class Launcher {
 
   // What ranks have said and nobody has read yet.
   void hear_last_words() {
-    for (const Rank& rank : ranks_) {
+    for (const Child& rank : ranks_) {
       pollfd watched{rank.channel.socket(), POLLIN, 0};
       while (::poll(&watched, 1, 0) > 0) {
         const std::optional<json> message = rank.channel.receive();
@@ -371,25 +372,34 @@ class Launcher {
     }
   }
 
-  void wait_all() {
-    for (Rank& rank : ranks_) {
-      if (rank.process > 0) ::waitpid(rank.process, nullptr, 0);
+  // Libraries may wait for one another when they are taken down; what is done is done, so nobody waits for that for
+  // long.
+  void wait_for_ends() {
+    const std::int64_t deadline_ns = now_ns() + kEnd_ns;
+    for (Child& rank : ranks_) {
+      while (rank.process > 0 && ::waitpid(rank.process, nullptr, WNOHANG) == 0) {
+        if (now_ns() > deadline_ns) return;
+        ::usleep(1000);
+      }
       rank.process = -1;
     }
   }
 
   void kill_all() {
-    for (const Rank& rank : ranks_) {
+    for (const Child& rank : ranks_) {
       if (rank.process > 0) ::kill(rank.process, SIGKILL);
     }
-    wait_all();
+    for (Child& rank : ranks_) {
+      if (rank.process > 0) ::waitpid(rank.process, nullptr, 0);
+      rank.process = -1;
+    }
   }
 
   const TrainingJob& job_;
   const TrainingEvents& events_;
   std::int64_t begin_ns_;
   std::string gloo_folder_;
-  std::vector<Rank> ranks_;
+  std::vector<Child> ranks_;
   std::int64_t granted_;
   std::int64_t saved_step_ = -1, asked_save_ = -1, stall_ns_ = 0;
   bool asked_times_ = false, stopping_ = false;

@@ -8,8 +8,12 @@
 #include <chrono>
 #include <csignal>
 
+#include <fmt/format.h>
+
 #include "exec/control_channel.h"
+#include "exec/gpu.h"
 #include "exec/mesh_communicator.h"
+#include "kernels/open_device.h"
 
 namespace trainyard::exec {
 
@@ -26,17 +30,32 @@ double median(std::vector<double> values) {
   return *middle;
 }
 
+// All ranks.
+Team team_of(std::int64_t rank, std::int64_t ranks) {
+  Team team;
+  for (std::int64_t r = 0; r < ranks; ++r) team.ranks.push_back(r);
+  team.me = static_cast<std::size_t>(rank);
+  team.stream = Stream::Dp;
+  return team;
+}
+
 // One of the processes that talk.
 class Talker {
  public:
-  Talker(std::int64_t rank, std::int64_t ranks, std::vector<int> sockets)
-      : rank_(rank), ranks_(ranks), communicator_(mesh_communicator(rank, std::move(sockets))) {
-    for (std::int64_t r = 0; r < ranks; ++r) team_.ranks.push_back(r);
-    team_.me = static_cast<std::size_t>(rank);
-    team_.stream = Stream::Dp;
-  }
+  virtual ~Talker() = default;
+  virtual double collective(Collective kind, std::int64_t bytes) = 0;
+  virtual double transfer(std::int64_t bytes) = 0;
+};
 
-  double collective(Collective kind, std::int64_t bytes) {
+class MeshTalker final : public Talker {
+ public:
+  MeshTalker(std::int64_t rank, std::int64_t ranks, std::vector<int> sockets)
+      : rank_(rank),
+        ranks_(ranks),
+        communicator_(mesh_communicator(rank, std::move(sockets))),
+        team_(team_of(rank, ranks)) {}
+
+  double collective(Collective kind, std::int64_t bytes) override {
     const std::int64_t share = std::max<std::int64_t>(bytes / 4 / ranks_, 1), whole = share * ranks_;
     std::vector<float> x(static_cast<std::size_t>(whole), 1), y(static_cast<std::size_t>(whole), 0);
     const Operand all{x.data(), Dtype::F32, {whole, 1, 1}}, out{y.data(), Dtype::F32, {whole, 1, 1}},
@@ -52,7 +71,7 @@ class Talker {
     });
   }
 
-  double transfer(std::int64_t bytes) {
+  double transfer(std::int64_t bytes) override {
     std::vector<std::byte> buffer(static_cast<std::size_t>(bytes));
     return timed([&] {
       std::vector<Move> moves;
@@ -99,6 +118,88 @@ class Talker {
   Team team_;
 };
 
+// On a GPU: several in a row, as a stream of a step has them, so that the host's part of a call is hidden.
+class GpuTalker final : public Talker {
+ public:
+  GpuTalker(std::int64_t rank, std::int64_t ranks, Gpu gpu, std::int64_t most_bytes)
+      : rank_(rank), ranks_(ranks), gpu_(std::move(gpu)), team_(team_of(rank, ranks)) {
+    kernels::Device& device = *gpu_.device;
+    for (std::byte** buffer : {&x_, &y_}) {
+      *buffer = device.allocate(most_bytes + 4096);
+      device.fill(*buffer, 0, most_bytes + 4096, kStream);
+    }
+    begin_ = device.create_event();
+    end_ = device.create_event();
+  }
+
+  double collective(Collective kind, std::int64_t bytes) override {
+    const std::int64_t share = std::max<std::int64_t>(bytes / 4 / ranks_, 1), whole = share * ranks_;
+    const Operand all{x_, Dtype::F32, {whole, 1, 1}}, out{y_, Dtype::F32, {whole, 1, 1}},
+        part{x_, Dtype::F32, {share, 1, 1}}, out_part{y_, Dtype::F32, {share, 1, 1}};
+    std::vector<Buffer> from, to;
+    for (std::int64_t r = 0; r < ranks_; ++r) {
+      from.push_back({x_ + r * share * 4, share * 4});
+      to.push_back({y_ + r * share * 4, share * 4});
+    }
+    return timed([&] {
+      switch (kind) {
+        case Collective::AllReduce: return gpu_.communicator->all_reduce(team_, Reduce::Sum, all, out);
+        case Collective::AllGather: return gpu_.communicator->all_gather(team_, part, out);
+        case Collective::ReduceScatter: return gpu_.communicator->reduce_scatter(team_, all, out_part);
+        case Collective::AllToAll: return gpu_.communicator->all_to_all(team_, from, to);
+      }
+      return Communicator::Ticket{0};
+    });
+  }
+
+  double transfer(std::int64_t bytes) override {
+    return timed([&] {
+      std::vector<Move> moves;
+      if (rank_ < 2) moves.push_back({rank_ == 0, 1 - rank_, 0, {x_, bytes}});
+      return moves.empty() ? 0 : gpu_.communicator->transfer(moves, team_.stream);
+    });
+  }
+
+ private:
+  static constexpr int kStream = static_cast<int>(Stream::Dp), kInARow = 10;
+
+  template <class Start>
+  double timed(Start start) {
+    kernels::Device& device = *gpu_.device;
+    std::vector<double> seconds;
+    for (int i = 0; i < kWarmups + kRepeats; ++i) {
+      const Operand one{x_, Dtype::F32, {1, 1, 1}};
+      gpu_.communicator->all_reduce(team_, Reduce::Sum, one, one);
+      device.record(begin_, kStream);
+      for (int call = 0; call < kInARow; ++call) start();
+      device.record(end_, kStream);
+      const double time = device.seconds_between(begin_, end_) / kInARow;
+      if (i >= kWarmups) seconds.push_back(time);
+    }
+    return median(seconds);
+  }
+
+  std::int64_t rank_, ranks_;
+  Gpu gpu_;
+  Team team_;
+  std::byte *x_ = nullptr, *y_ = nullptr;
+  kernels::Device::Event begin_ = -1, end_ = -1;
+};
+
+std::unique_ptr<Talker> talker_on(DeviceKind on, std::int64_t rank, std::int64_t ranks, std::vector<int> sockets,
+                                  std::int64_t most_bytes) {
+  if (on == DeviceKind::Cpu) return std::make_unique<MeshTalker>(rank, ranks, std::move(sockets));
+  DeviceTeams teams;
+  teams.teams.push_back(team_of(rank, ranks));
+  if (rank < 2) teams.channels.push_back({0, 1, false});
+  Result<Gpu> gpu = open_gpu(rank, teams, false, mesh_communicator(rank, std::move(sockets)));
+  if (!gpu) {
+    fmt::print(stderr, "{}\n", to_string(gpu.problems().front()));
+    ::_exit(1);
+  }
+  return std::make_unique<GpuTalker>(rank, ranks, std::move(gpu).value(), most_bytes);
+}
+
 json measurements(Talker& talker, const std::vector<std::int64_t>& sizes) {
   json out{{"collectives", json::array()}, {"transfers", json::array()}};
   for (const std::int64_t bytes : sizes) {
@@ -113,7 +214,8 @@ json measurements(Talker& talker, const std::vector<std::int64_t>& sizes) {
 
 }  // namespace
 
-Result<CommunicationTimes> measure_communication(std::int64_t ranks, const std::vector<std::int64_t>& sizes) {
+Result<CommunicationTimes> measure_communication(std::int64_t ranks, const std::vector<std::int64_t>& sizes,
+                                                 DeviceKind on) {
   Result<std::vector<std::vector<int>>> mesh = connect_mesh(ranks);
   if (!mesh) return mesh.problems();
   const std::vector<std::vector<int>> sockets = std::move(mesh).value();
@@ -131,8 +233,9 @@ Result<CommunicationTimes> measure_communication(std::int64_t ranks, const std::
           if (other != static_cast<std::size_t>(r) && socket >= 0) ::close(socket);
         }
       }
-      Talker talker(r, ranks, sockets[static_cast<std::size_t>(r)]);
-      ends->second.send(measurements(talker, sizes));
+      const std::unique_ptr<Talker> talker =
+          talker_on(on, r, ranks, sockets[static_cast<std::size_t>(r)], *std::max_element(sizes.begin(), sizes.end()));
+      ends->second.send(measurements(*talker, sizes));
       ::_exit(0);
     }
     processes.push_back(process);
@@ -168,6 +271,39 @@ Result<CommunicationTimes> measure_communication(std::int64_t ranks, const std::
   if (failed)
     return Problem{"", "", "", "a process that measures communication ended early", "try again", ProblemKind::Failed};
   return times;
+}
+
+Result<CopyRates> measure_copies(int gpu) {
+  auto ends = ControlChannel::make();
+  const pid_t process = ends ? ::fork() : -1;
+  if (process < 0)
+    return Problem{"", "", "", "the system gives no more processes", "try again", ProblemKind::MissingCapability};
+  if (process == 0) {
+    constexpr std::int64_t kBytes = std::int64_t{256} << 20;
+    const Result<std::unique_ptr<kernels::Device>> opened = kernels::open_cuda_device(gpu, 1);
+    if (!opened) ::_exit(1);
+    kernels::Device& device = *opened.value();
+    std::byte *here = device.allocate_host(kBytes), *there = device.allocate(kBytes);
+    const auto begin = device.create_event(), end = device.create_event();
+    const auto rate = [&](auto copy) {
+      copy();
+      device.record(begin, 0);
+      copy();
+      device.record(end, 0);
+      return static_cast<double>(kBytes) / device.seconds_between(begin, end);
+    };
+    const double to_device = rate([&] { device.copy_to_device(there, here, kBytes, 0); });
+    const double to_host = rate([&] { device.copy_to_host(here, there, kBytes, 0); });
+    ends->second.send({{"to_device", to_device}, {"to_host", to_host}});
+    ::_exit(0);
+  }
+  ends->second.close();
+  const auto message = ends->first.receive();
+  ::waitpid(process, nullptr, 0);
+  if (!message)
+    return Problem{
+        "", "", "", "copies to the GPU could not be measured", "see `trainyard doctor`", ProblemKind::Failed};
+  return CopyRates{(*message)["to_device"], (*message)["to_host"]};
 }
 
 }  // namespace trainyard::exec

@@ -4,17 +4,15 @@
 
 #include <fmt/format.h>
 
-#include <array>
 #include <memory>
 #include <thread>
 
 #include "exec/clock.h"
 #include "exec/device_interpreter.h"
 #include "exec/gloo_communicator.h"
+#include "exec/gpu.h"
 #include "exec/mesh_communicator.h"
-#include "exec/nccl/nccl_communicator.h"
 #include "exec/step_interpreter.h"
-#include "kernels/open_device.h"
 
 namespace trainyard::exec {
 
@@ -38,11 +36,10 @@ json to_json(const Problem& problem) {
 
 // What a rank runs on, and the rank itself: it goes first.
 struct Machine {
-  std::unique_ptr<Communicator> mesh, communicator;
   std::unique_ptr<kernels::Kernels> kernels;
-  std::unique_ptr<kernels::Device> device;
+  std::unique_ptr<Communicator> communicator;
+  Gpu gpu;
   std::unique_ptr<Rank> rank;
-  ~Machine() { rank.reset(), communicator.reset(), device.reset(); }
 };
 
 Result<std::unique_ptr<Machine>> on_processors(const RankJob& job, std::int64_t rank,
@@ -56,24 +53,14 @@ Result<std::unique_ptr<Machine>> on_processors(const RankJob& job, std::int64_t 
 
 Result<std::unique_ptr<Machine>> on_gpu(const RankJob& job, std::int64_t rank, std::unique_ptr<Communicator> mesh) {
   auto machine = std::make_unique<Machine>();
-  Result<std::unique_ptr<kernels::Device>> device = kernels::open_cuda_device(static_cast<int>(rank), kStreamCount);
-  if (!device) return device.problems();
-  machine->device = std::move(device).value();
-  machine->mesh = std::move(mesh);
-  const Result<void*> connect = kernels::cuda_symbol(kConnectNcclSymbol);
-  if (!connect) return connect.problems();
-  std::array<char, 1024> problem{};
-  machine->communicator.reset(reinterpret_cast<ConnectNccl>(connect.value())(
-      {rank, device_teams(*job.program, rank), job.strict_sums}, *machine->device, *machine->mesh, problem.data(),
-      static_cast<int>(problem.size())));
-  const auto failed = [&](const std::string& why) {
-    return Problem{fmt::format("rank {}", rank), "", "", why, "see `trainyard doctor`", ProblemKind::Failed};
-  };
-  if (!machine->communicator) return failed(problem.data());
+  Result<Gpu> gpu = open_gpu(rank, device_teams(*job.program, rank), job.strict_sums, std::move(mesh));
+  if (!gpu) return gpu.problems();
+  machine->gpu = std::move(gpu).value();
   try {
-    machine->rank = std::make_unique<DeviceInterpreter>(*job.program, rank, *machine->device, *machine->communicator);
+    machine->rank =
+        std::make_unique<DeviceInterpreter>(*job.program, rank, *machine->gpu.device, *machine->gpu.communicator);
   } catch (const kernels::DeviceError& error) {
-    return failed(error.what());
+    return Problem{fmt::format("rank {}", rank), "", "", error.what(), "see `trainyard doctor`", ProblemKind::Failed};
   }
   return machine;
 }

@@ -5,15 +5,13 @@
 #include <cstdint>
 #include <vector>
 
+#include "exec/communicator.h"
 #include "exec/control_channel.h"
 #include "exec/corpus.h"
 #include "exec/saved_state.h"
 #include "models/program/program.h"
 
 namespace trainyard::exec {
-
-/// Processors, or a GPU for each rank: rank r has the r-th.
-enum class DeviceKind : std::uint8_t { Cpu, Cuda };
 
 /// The same for all ranks.
 struct RankJob {

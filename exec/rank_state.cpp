@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -183,10 +184,35 @@ void put_moments(Rank& rank, std::int64_t chunk, const Bucket& bucket, StateKind
   }
 }
 
+namespace {
+
+// Of this rank, where all of them share a machine.
+std::size_t threads_of(const Rank& rank) {
+  const auto ranks = static_cast<unsigned>(rank.mesh().ranks());
+  return std::max(1U, std::thread::hardware_concurrency() / ranks);
+}
+
+// On each thread with its number, this one included.
+void on_threads(std::size_t threads, const std::function<void(std::size_t)>& work) {
+  std::vector<std::thread> others;
+  for (std::size_t t = 1; t < threads; ++t) others.emplace_back([&work, t] { work(t); });
+  work(0);
+  for (std::thread& other : others) other.join();
+}
+
+}  // namespace
+
 void clear_state(Rank& rank) {
+  const std::size_t threads = threads_of(rank);
   for (const Frame& frame : rank.stage().frames) {
-    if (frame.role == Role::Params || frame.role == Role::Optimizer)
-      std::memset(rank.edit(frame.role, frame.chunk), 0, index(frame.bytes));
+    if (frame.role != Role::Params && frame.role != Role::Optimizer) continue;
+    std::byte* const bytes = rank.edit(frame.role, frame.chunk);
+    const std::size_t size = index(frame.bytes);
+    // Touching memory for the first time is what takes long.
+    on_threads(threads, [&](std::size_t t) {
+      const std::size_t begin = size * t / threads, end = size * (t + 1) / threads;
+      std::memset(bytes + begin, 0, end - begin);
+    });
   }
 }
 
@@ -211,13 +237,8 @@ void initialise_part(Rank& rank, std::uint64_t seed, std::size_t first, std::siz
 
 void initialise(Rank& rank, std::uint64_t seed) {
   clear_state(rank);  // also finds all memory that is edited: from here on nothing of it moves
-  const auto ranks = static_cast<std::size_t>(rank.mesh().ranks());
-  const std::size_t threads = std::max<std::size_t>(1, std::thread::hardware_concurrency() / ranks);
-  std::vector<std::thread> others;
-  for (std::size_t t = 1; t < threads; ++t)
-    others.emplace_back([&rank, seed, t, threads] { initialise_part(rank, seed, t, threads); });
-  initialise_part(rank, seed, 0, threads);
-  for (std::thread& other : others) other.join();
+  const std::size_t threads = threads_of(rank);
+  on_threads(threads, [&](std::size_t t) { initialise_part(rank, seed, t, threads); });
   rank.commit();
 }
 

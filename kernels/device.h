@@ -83,6 +83,7 @@ class Device {
   virtual void begin_capture(int stream) = 0;
   virtual Graph end_capture(int stream) = 0;
   virtual void launch(Graph graph, int stream) = 0;
+  virtual void release_graph(Graph graph) = 0;
 };
 
 }  // namespace trainyard::kernels

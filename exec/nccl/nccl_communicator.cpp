@@ -20,6 +20,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr auto kPollEvery = std::chrono::microseconds(20);
+constexpr double kFarewell_s = 2;
 
 [[noreturn]] void fail(const std::string& what, ncclResult_t result) {
   throw std::runtime_error("NCCL: " + what + ": " + ncclGetErrorString(result) + ": " + ncclGetLastError(nullptr));
@@ -52,14 +53,17 @@ class NcclCommunicator final : public Communicator {
       connect(channels_[channel], pair);
     }
   }
-  // A communicator of which a member has aborted must be aborted; one that is idle may be destroyed. Destruction waits
-  // for the others, so what ends without them aborts.
+  // Destruction waits for the other members; after an error, or if they do not come, abortion does not.
   ~NcclCommunicator() override {
-    for (auto& [stream, scratch] : scratch_) release(scratch);
-    if (!aborted_) {
+    try {
+      for (auto& [stream, scratch] : scratch_) release(scratch);
+      if (aborted_) return;
+      setup_.deadline_s = kFarewell_s;
       for_each([](ncclComm_t comm) { ncclCommFinalize(comm); });
       for_each([this](ncclComm_t comm) { settle(comm); });
       for_each([](ncclComm_t comm) { ncclCommDestroy(comm); });
+    } catch (const std::runtime_error&) {
+      give_up();
     }
   }
 

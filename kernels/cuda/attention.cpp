@@ -23,6 +23,9 @@ namespace {
 // Of the gradient in one run. It grows with the square of the length, so that long sequences take several.
 constexpr std::int64_t kMostWorkspaceBytes = std::int64_t{1} << 30;
 constexpr std::int64_t kMostBlocks = 64;  // that attention_merge takes
+// Of keys that engines load at once. Whether they hide what lies behind the last one, where there is no causal mask,
+// has not been seen, so halves of blocks are to be whole tiles.
+constexpr std::int64_t kTile = 64;
 
 std::int64_t padded(std::int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
@@ -32,7 +35,7 @@ bool aligned(const Tensor& x) { return reinterpret_cast<std::uintptr_t>(x.data) 
 bool cudnn_may(const AttentionShape& shape, std::int64_t length, std::initializer_list<Tensor> tensors) {
   if (!shape.alibi.empty() || shape.heads.dim % 8 != 0) return false;
   const bool windowed = shape.window > 0 && shape.window < length * shape.cp;
-  if (shape.cp > 1 && (windowed || length % 2 != 0 || shape.cp > kMostBlocks)) return false;
+  if (shape.cp > 1 && (windowed || length % (2 * kTile) != 0 || shape.cp > kMostBlocks)) return false;
   return std::all_of(tensors.begin(), tensors.end(),
                      [](const Tensor& x) { return x.dtype == Dtype::Bf16 && x.size() > 0 && aligned(x); });
 }

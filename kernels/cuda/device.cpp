@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/cuda/cuda_kernels.h"
@@ -50,7 +51,9 @@ class CudaDevice final : public Device {
     cudaSetDevice(ordinal_);
     cudaDeviceSynchronize();
     kernels_.clear();
-    for (cudaGraphExec_t graph : graphs_) cudaGraphExecDestroy(graph);
+    for (cudaGraphExec_t graph : graphs_) {
+      if (graph != nullptr) cudaGraphExecDestroy(graph);
+    }
     for (cudaEvent_t event : events_) cudaEventDestroy(event);
     for (cudaStream_t stream : streams_) cudaStreamDestroy(stream);
   }
@@ -142,6 +145,9 @@ class CudaDevice final : public Device {
   }
   void launch(Graph graph, int stream) override {
     check(cudaGraphLaunch(graphs_.at(static_cast<std::size_t>(graph)), at(stream)), "launching a graph");
+  }
+  void release_graph(Graph graph) override {
+    check(cudaGraphExecDestroy(std::exchange(graphs_.at(static_cast<std::size_t>(graph)), nullptr)), "freeing a graph");
   }
 
  private:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All that is to be seen on a GPU node, in one go: the plug-in built from its sources there, every kernel beside its twin, training
-# beside PyTorch, predicted beside measured. Writes first_run.json and first_run.log into a folder; takes under nine minutes.
+# All that is to be seen on a GPU node, in one go: every kernel beside its twin, training beside PyTorch, predicted beside
+# measured, plans over several GPUs where there are. Writes first_run.json and first_run.log into a folder.
 #
 #     ./yard bundle                                  # where it was developed
 #     trainyard/first_run.sh OUT [part ...]          # on the node, from the unpacked bundle
@@ -13,7 +13,7 @@ here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 out=${1:?the folder for results}
 shift
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(facts tests bench train torch)
+[ ${#parts[@]} -gt 0 ] || parts=(facts tests bench train torch calibrate shapes plans)
 mkdir -p "$out"
 log="$out/first_run.log"
 : >"$log"
@@ -75,6 +75,20 @@ torch() {
   run torch-llama-1b 120 python3 "$here/torch_step.py" "$scenarios/llama-1b.json" --micro-batch 4 --micro-batches 4
   run torch-llama-2b 120 python3 "$here/torch_step.py" "$scenarios/llama-2b.json" --micro-batch 2 --micro-batches 8
   run torch-grok1-2b 120 python3 "$here/torch_step.py" "$scenarios/grok1-2b.json" --micro-batch 4 --micro-batches 4
+}
+
+calibrate() { (cd "$here" && run calibrate 150 "$bin/trainyard" calibrate --device cuda --json); }
+
+# After calibrate: its profile is looked for where it was written.
+shapes() { (cd "$here" && run shapes 240 python3 "$here/plans.py" "$bin/trainyard" "$share/scenarios" "$here/src" --only shapes); }
+
+plans() {
+  local gpus part
+  gpus=$(nvidia-smi -L | wc -l)
+  [ "$gpus" -ge 2 ] || { say "one GPU here: no plans over several"; return; }
+  for part in losses strict killed speed; do
+    run "plans-$part" 240 python3 "$here/plans.py" "$bin/trainyard" "$share/scenarios" "$here/src" --gpus 2 --only "$part"
+  done
 }
 
 for part in "${parts[@]}"; do "$part"; done

@@ -1,0 +1,13 @@
+# The CMakeLists.txt of the bundle's sources: the plug-in alone, on a node that has CMake, ninja and CUDA 13 with cuDNN and NCCL: see build_plugin.sh.
+cmake_minimum_required(VERSION 3.25)
+project(trainyard_plugin LANGUAGES CXX)
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_BUILD_TYPE Release)
+list(APPEND CMAKE_MODULE_PATH ${PROJECT_SOURCE_DIR}/cmake)
+include(Cuda)
+if(NOT TRAINYARD_CUDA_FOUND)
+  message(FATAL_ERROR "not found:${TRAINYARD_CUDA_MISSING} (set CUDA_HOME, CUDNN_HOME or NCCL_HOME)")
+endif()
+add_subdirectory(kernels/cuda)
+add_subdirectory(exec/nccl)

@@ -38,7 +38,7 @@ struct Options {
   std::optional<std::int64_t> steps;
   std::string data, from, checkpoints, lock;
   std::string communicator = "mesh", device = "auto";
-  bool strict_sums = false;
+  bool strict_sums = false, graphs = false;
   bool no_store = false, unvalidated = false, changed = false;
 };
 
@@ -180,6 +180,9 @@ struct Devices {
 
 // `auto`: GPUs where there are enough of them; says why not.
 Result<Devices> choose_devices(const Options& options, const Scenario& scenario, Live& live) {
+  if (options.device == "cuda" && options.communicator == "gloo")
+    return Problem{options.job, "", "--communicator gloo", "connects processors, and --device cuda asks for GPUs",
+                   "leave out one of the two"};
   if (options.device == "cpu" || options.communicator == "gloo") return Devices{};
   Result<std::vector<kernels::DeviceInfo>> gpus = kernels::list_cuda_devices();
   Problems problems = gpus ? Problems{} : gpus.problems();
@@ -236,6 +239,7 @@ int train(const Options& options, const Context& context) {
   job.gloo = options.communicator == "gloo";
   job.device = devices.kind;
   job.strict_sums = options.strict_sums;
+  job.graphs = options.graphs;
   const std::int64_t first = start.state ? start.state->manifest().step : 0;
   live.note(fmt::format("seed {}, commit {}, {} of {} parameters on {} rank{} ({}), {} of text{}", scenario.seed,
                         commit_id(), scenario.model.name, format_count(parameter_count(scenario.model)),
@@ -316,6 +320,8 @@ void add_exec(CLI::App& app, Context& context) {
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   run->add_flag("--strict-sums", options->strict_sums,
                 "On GPUs: sums over ranks in their order, the same bits wherever ranks are, at the price of speed");
+  run->add_flag("--cuda-graphs", options->graphs,
+                "On GPUs: what is the same in every step is queued as one graph, which spares the host");
   run->add_option("--lock", options->lock, "Lock of the validated plan (default: plan.lock.json beside the job)");
   run->add_flag("--unvalidated", options->unvalidated, "Train a plan that plan validate has not seen")
       ->excludes("--lock");

@@ -106,11 +106,12 @@ void DeviceInterpreter::commit() {
   edited_.clear();
 }
 
-std::vector<std::int32_t> DeviceInterpreter::host_counts(const Operand& counts) {
+std::vector<std::int32_t> DeviceInterpreter::host_counts(const Operand& counts, Stream stream) {
   std::vector<std::int32_t> values(index(counts.size()));
+  const int its = static_cast<int>(stream);
   device_.copy_to_host(reinterpret_cast<std::byte*>(values.data()), static_cast<const std::byte*>(counts.data),
-                       counts.size() * 4, kCompute);
-  wait({kCompute});
+                       counts.size() * 4, its);
+  wait({its});
   return values;
 }
 

@@ -20,7 +20,7 @@ class DeviceInterpreter final : public Rank {
   /// The program and both helpers outlive it. The device has a stream for each of Stream; `communicator` queues its
   /// work on them. Allocates the arena of the rank's stage.
   DeviceInterpreter(const StepProgram& program, std::int64_t rank, kernels::Device& device, Communicator& communicator,
-                    bool graphs = true);
+                    bool graphs);
   ~DeviceInterpreter() override;
 
   Result<StepOutcome> step(const Samples& samples) override;
@@ -41,7 +41,7 @@ class DeviceInterpreter final : public Rank {
   void wait(const std::vector<int>& streams);
   void note_times();
   StepOutcome outcome();
-  std::vector<std::int32_t> host_counts(const Operand& counts) override;
+  std::vector<std::int32_t> host_counts(const Operand& counts, Stream stream) override;
   kernels::Device::Event event_of(std::vector<kernels::Device::Event>& events, std::size_t launch);
 
   kernels::Device& device_;

@@ -19,7 +19,8 @@ struct MessageChannel {
 };
 
 struct DeviceTeams {
-  /// Of more than one rank, each once. All ranks list those that they share in one order.
+  /// Of more than one rank, each once. All ranks list those that they share in one order. That of Stream::Pp is for
+  /// batches of transfers whose moves have to go on together, whichever of them can: one communicator moves them all.
   std::vector<Team> teams;
   std::vector<MessageChannel> channels;
 };

@@ -150,8 +150,9 @@ class Launcher {
     }
     int code = 1;
     try {
-      code = run_rank({job_.program, job_.corpus, job_.seed, job_.resume, gloo_folder_, job_.device, job_.strict_sums},
-                      rank, sockets[index(rank)], std::move(channels[index(rank)]));
+      code = run_rank(
+          {job_.program, job_.corpus, job_.seed, job_.resume, gloo_folder_, job_.device, job_.strict_sums, job_.graphs},
+          rank, sockets[index(rank)], std::move(channels[index(rank)]));
     } catch (const std::exception& error) {
       fmt::print(stderr, "rank {}: {}\n", rank, error.what());
     }
@@ -202,7 +203,7 @@ class Launcher {
     const std::int64_t until = std::min({at + kGrantedAhead, next_save(at), job_.training.steps});
     if (until <= granted_) return;
     granted_ = until;
-    send_all({{"type", "run"}, {"until", until}});
+    send_all({{"type", "run"}, {"until", until}, {"timed", job_.training.steps - 1}});
   }
 
   void send_all(const json& message) {

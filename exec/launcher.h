@@ -52,6 +52,8 @@ struct TrainingJob {
   DeviceKind device = DeviceKind::Cpu;
   /// On GPUs: sums in group order, the same bits wherever ranks are.
   bool strict_sums = false;
+  /// On GPUs: what is the same in every step is queued as one graph.
+  bool graphs = false;
 };
 
 struct TrainingEvents {

@@ -137,8 +137,9 @@ Communicator::Ticket Rank::communicate(const Item& item, const Op& op) {
 // Rows by expert here, and by (source, expert) where the experts are: out to the experts, or back in reverse.
 Communicator::Ticket Rank::exchange_rows(const Op& op, const Team& us, const std::vector<Operand>& in,
                                          const Operand& out) {
-  const std::vector<std::int32_t> counts = host_counts(in[1]);    // [E]: of my rows
-  const std::vector<std::int32_t> received = host_counts(in[2]);  // [C,El]: of the rows that come here
+  const std::vector<std::int32_t> counts = host_counts(in[1], us.stream);    // [E]: of my rows
+  const std::vector<std::int32_t> received = host_counts(in[2], us.stream);  // [C,El]: of the rows that come here
+  if (!problems_.empty()) return kRefused;                                   // nobody may be there any more
   const std::int64_t local = op.attr.local_experts;
   const Operand &at_home = op.attr.reverse ? out : in[0], &at_experts = op.attr.reverse ? in[0] : out;
   std::vector<Buffer> home, experts;

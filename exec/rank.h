@@ -88,8 +88,8 @@ class Rank {
   /// Starts an op that is communication, or a batch of transfers. -1 when rows overflow their bound: see problems_.
   Communicator::Ticket communicate(const Item& item, const Op& op);
   Communicator::Ticket transfer(const Item& item);
-  /// The elements of an i32 tensor, on the host.
-  virtual std::vector<std::int32_t> host_counts(const Operand& counts) = 0;
+  /// The elements of an i32 tensor, on the host, as they are when the stream has come to here.
+  virtual std::vector<std::int32_t> host_counts(const Operand& counts, Stream stream) = 0;
 
   const StepProgram& program_;
   std::int64_t rank_;

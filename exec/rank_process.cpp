@@ -1,6 +1,7 @@
 #include "exec/rank_process.h"
 
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <fmt/format.h>
 
@@ -57,8 +58,8 @@ Result<std::unique_ptr<Machine>> on_gpu(const RankJob& job, std::int64_t rank, s
   if (!gpu) return gpu.problems();
   machine->gpu = std::move(gpu).value();
   try {
-    machine->rank =
-        std::make_unique<DeviceInterpreter>(*job.program, rank, *machine->gpu.device, *machine->gpu.communicator);
+    machine->rank = std::make_unique<DeviceInterpreter>(*job.program, rank, *machine->gpu.device,
+                                                        *machine->gpu.communicator, job.graphs);
   } catch (const kernels::DeviceError& error) {
     return Problem{fmt::format("rank {}", rank), "", "", error.what(), "see `trainyard doctor`", ProblemKind::Failed};
   }
@@ -78,11 +79,22 @@ class RankProcess {
   }
 
   int run() {
+    try {
+      return serve();
+    } catch (const std::exception& error) {
+      channel_.send(to_json(
+          {fmt::format("rank {}", rank_), "", "", error.what(), "see `trainyard doctor`", ProblemKind::Failed}));
+      ::_exit(1);  // what a failed device holds may never come back
+    }
+  }
+
+ private:
+  int serve() {
     start();
     while (const auto message = channel_.receive()) {
       const std::string type = message->value("type", "");
       bool good = true;
-      if (type == "run") good = take_steps((*message)["until"]);
+      if (type == "run") good = take_steps((*message)["until"], (*message)["timed"]);
       if (type == "save") save((*message)["folder"]);
       if (type == "times") send_times();
       if (type == "end") return 0;
@@ -91,7 +103,6 @@ class RankProcess {
     return 1;  // nobody is left to train for
   }
 
- private:
   void start() {
     interpreter_.set_seed(job_.seed);
     if (job_.resume != nullptr) {
@@ -103,12 +114,12 @@ class RankProcess {
     channel_.send({{"type", "ready"}, {"arena_bytes", interpreter_.stage().arena_bytes}});
   }
 
-  bool take_steps(std::int64_t until) {
+  bool take_steps(std::int64_t until, std::int64_t timed) {
     const ParallelPlan& plan = job_.program->plan;
     std::vector<std::int32_t> tokens(static_cast<std::size_t>(plan.sequence_length + 1));
     while (interpreter_.steps() < until) {
       const std::int64_t step = interpreter_.steps(), begin = now_ns();
-      interpreter_.set_timing(step + 1 == until);
+      interpreter_.set_timing(step == timed);
       const Result<StepOutcome> outcome = interpreter_.step([&](std::int64_t sample) {
         job_.corpus->sample(job_.seed, step, sample, plan.global_batch, plan.sequence_length, tokens.data());
         return tokens.data();

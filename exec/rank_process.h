@@ -25,12 +25,14 @@ struct RankJob {
   DeviceKind device = DeviceKind::Cpu;
   /// On GPUs: sums in group order, the same bits wherever ranks are.
   bool strict_sums = false;
+  /// On GPUs: what is the same in every step is queued as one graph.
+  bool graphs = false;
 };
 
 // Messages, as JSON objects with a "type".
 //
 // From the launcher:
-//   run       until: take steps until so many are done
+//   run       until: take steps until so many are done; timed: the step of which "times" may be asked
 //   save      folder: snapshot the state as it is now, write it, say "saved"
 //   times     say when the ops of the last step ran
 //   end       leave

@@ -44,7 +44,7 @@ void StepInterpreter::read(Role role, std::int64_t chunk, std::int64_t offset_by
   std::memcpy(to, frame(role, chunk) + offset_bytes, index(bytes));
 }
 
-std::vector<std::int32_t> StepInterpreter::host_counts(const Operand& counts) {
+std::vector<std::int32_t> StepInterpreter::host_counts(const Operand& counts, Stream) {
   const auto* first = static_cast<const std::int32_t*>(counts.data);
   return {first, first + counts.size()};
 }

@@ -42,7 +42,7 @@ class StepInterpreter final : public Rank {
   bool advance(std::size_t stream);
   void launch(StreamState& stream, const Launch& launch);
   void complete(StreamState& stream, const Launch& done);
-  std::vector<std::int32_t> host_counts(const Operand& counts) override;
+  std::vector<std::int32_t> host_counts(const Operand& counts, Stream stream) override;
   double scalar(std::int64_t offset_bytes) const;
 
   kernels::Kernels& kernels_;

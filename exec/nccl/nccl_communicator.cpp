@@ -122,14 +122,18 @@ class NcclCommunicator final : public Communicator {
   }
   Ticket transfer(const std::vector<Move>& moves, Stream on) override {
     cudaStream_t stream = native(on);
+    std::vector<Way> ways;
     std::vector<ncclComm_t> used;
-    for (const Move& move : moves) used.push_back(channel_of(move));
+    for (const Move& move : moves) {
+      ways.push_back(way_of(move, on));
+      used.push_back(ways.back().comm);
+    }
     return grouped(used, [&] {
       for (std::size_t i = 0; i < moves.size(); ++i) {
         if (moves[i].send) {
-          put(used[i], moves[i].buffer, 1, stream);
+          put(ways[i].comm, moves[i].buffer, ways[i].peer, stream);
         } else {
-          take(used[i], moves[i].buffer, 0, stream);
+          take(ways[i].comm, moves[i].buffer, ways[i].peer, stream);
         }
       }
     });
@@ -171,8 +175,24 @@ class NcclCommunicator final : public Communicator {
   }
   cudaStream_t stream_of(const Team& team) const { return native(team.stream); }
   ncclComm_t comm_of(const Team& team) const { return comms_.at({team.stream, team.ranks}); }
-  ncclComm_t channel_of(const Move& move) const {
-    return channels_.at({move.send ? setup_.rank : move.peer, move.send ? move.peer : setup_.rank, is_backward(move)});
+  // Over which communicator, and who the peer is there.
+  struct Way {
+    ncclComm_t comm;
+    int peer;
+  };
+  // Kernels of two communicators on one stream run one after the other: a batch whose moves have to go on together has
+  // one communicator for all of them.
+  Way way_of(const Move& move, Stream on) const {
+    if (on == Stream::Pp) {
+      for (const auto& [key, comm] : comms_) {
+        const auto peer = std::find(key.second.begin(), key.second.end(), move.peer);
+        if (key.first == Stream::Pp && peer != key.second.end())
+          return {comm, static_cast<int>(peer - key.second.begin())};
+      }
+    }
+    const MessageChannel channel{move.send ? setup_.rank : move.peer, move.send ? move.peer : setup_.rank,
+                                 is_backward(move)};
+    return {channels_.at(channel), move.send ? 1 : 0};
   }
 
   template <class Visit>

@@ -35,6 +35,9 @@ std::string runtime_versions() {
 class CudaDevice final : public Device {
  public:
   CudaDevice(int ordinal, int streams) : ordinal_(ordinal) {
+    int count = 0;
+    check(cudaGetDeviceCount(&count), "counting GPUs");
+    if (ordinal >= count) throw std::runtime_error("there are " + std::to_string(count));
     check(cudaSetDevice(ordinal), "choosing the GPU");
     // Others wait for what the first stream is not: a collective that is ready goes before the next kernel's blocks.
     int least = 0, greatest = 0;

@@ -2,8 +2,9 @@
 #include <catch2/catch.hpp>
 
 #include <map>
-#include <tuple>
+#include <set>
 
+#include "exec/device_teams.h"
 #include "exec/stream_schedule.h"
 #include "kernels/open_device.h"
 #include "models/base/index.h"
@@ -119,4 +120,60 @@ TEST_CASE("a GPU trains as PyTorch does", "[exec]") {
     CHECK(got.steps.at(step).loss == Approx(golden.at("loss." + std::to_string(step)).data[0]).epsilon(1e-5));
   check_close(got.gradients, section(golden, "grad."), 2e-5);
   check_close(without_key_biases(got.weights), without_key_biases(section(golden, "final.")), 2e-4);
+}
+
+TEST_CASE("ranks agree on the teams that they make, and make each once", "[exec]") {
+  RandomStream random(12, "device_teams");
+  for (const ModelFamily family : {ModelFamily::Llama, ModelFamily::Mixtral}) {
+    ModelSpec model = tiny_model(family);
+    model.num_hidden_layers = 8;
+    for (int i = 0; i < 25; ++i) {
+      const ParallelPlan plan = random_plan(model, random);
+      INFO(describe(model, plan));
+      const StepProgram program = lower(model, plan);
+      const Mesh mesh(plan);
+      std::vector<exec::DeviceTeams> all;
+      for (std::int64_t rank = 0; rank < mesh.ranks(); ++rank) all.push_back(exec::device_teams(program, rank));
+      for (std::int64_t rank = 0; rank < mesh.ranks(); ++rank) {
+        std::set<std::pair<Stream, std::vector<std::int64_t>>> seen;
+        for (const exec::Team& team : all[index(rank)].teams) {
+          CHECK(team.ranks.at(team.me) == rank);
+          CHECK(seen.insert({team.stream, team.ranks}).second);
+          // What two ranks share, both list in one order.
+          for (const std::int64_t other : team.ranks) {
+            const auto shared = [&](std::int64_t of) {
+              std::vector<std::pair<Stream, std::vector<std::int64_t>>> list;
+              for (const exec::Team& its : all[index(of)].teams) {
+                const auto has = [&](std::int64_t r) {
+                  return std::find(its.ranks.begin(), its.ranks.end(), r) != its.ranks.end();
+                };
+                if (has(rank) && has(other)) list.emplace_back(its.stream, its.ranks);
+              }
+              return list;
+            };
+            CHECK(shared(rank) == shared(other));
+          }
+        }
+        for (const exec::MessageChannel& channel : all[index(rank)].channels) {
+          const std::int64_t other = channel.sender == rank ? channel.receiver : channel.sender;
+          const auto& its = all[index(other)].channels;
+          CHECK(std::find(its.begin(), its.end(), channel) != its.end());
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a pipeline's batches go through one communicator of its stages", "[exec]") {
+  ModelSpec model = tiny_model(ModelFamily::Llama);
+  model.num_hidden_layers = 8;
+  ParallelPlan plan = tiny_plan();
+  plan.pp = 4;
+  const exec::DeviceTeams teams = exec::device_teams(lower(model, plan), 2);
+  const auto stages = std::find_if(teams.teams.begin(), teams.teams.end(),
+                                   [](const exec::Team& team) { return team.stream == Stream::Pp; });
+  REQUIRE(stages != teams.teams.end());
+  CHECK(stages->ranks == std::vector<std::int64_t>{0, 1, 2, 3});
+  CHECK(stages->me == 2);
+  CHECK(teams.channels.empty());
 }

@@ -113,7 +113,7 @@ TEST_CASE("every model's attention has an engine in cuDNN", "[.][slow]") {
   }
 }
 
-TEST_CASE("every model's attention has an engine in cuDNN under context parallelism") {
+TEST_CASE("every model's attention has an engine in cuDNN under context parallelism", "[.][slow]") {
   for (const Model& model : models()) {
     for (const std::int64_t tp : {1, 2, 4, 8}) {
       if (model.key_heads % tp != 0 || model.query_heads % tp != 0) continue;

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <fstream>
 #include <iostream>
@@ -78,6 +79,20 @@ class Live {
     open_ = terminal_;
   }
 
+  // Until the first step: ranks make their weights, and GPUs are opened.
+  void wait() {
+    const auto waited_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - began_).count();
+    if (mode_ == "none" || begin_ns_ != 0 || waited_s < 2 || (!terminal_ && told_)) return;
+    told_ = true;
+    if (mode_ == "ndjson") {
+      std::cerr << json{{"starting_s", waited_s}}.dump() + "\n";
+      return;
+    }
+    const std::string line = fmt::format("starting: {:.0f} s", waited_s);
+    std::cerr << (terminal_ ? "\r\033[K" + line : "ranks are starting\n") << std::flush;
+    open_ = terminal_;
+  }
+
   void note(const std::string& text) {
     if (mode_ == "none") return;
     end_line();
@@ -91,7 +106,8 @@ class Live {
   }
 
   std::string mode_;
-  bool terminal_, open_ = false;
+  bool terminal_, open_ = false, told_ = false;
+  std::chrono::steady_clock::time_point began_ = std::chrono::steady_clock::now();
   double tokens_;
   std::int64_t steps_;
   std::int64_t begin_ns_ = 0, end_ns_ = 0, busy_ns_ = 0, shown_ns_ = 0;
@@ -266,6 +282,7 @@ int train(const Options& options, const Context& context) {
       writer->add_training_step(
           {step.step, step.loss, step.grad_norm, step.begin_ns - *begin_ns, step.end_ns - *begin_ns});
   };
+  events.on_wait = [&] { live.wait(); };
   events.on_checkpoint = [&](std::int64_t step) { live.note(fmt::format("checkpoint at step {}", step)); };
   const Result<exec::TrainingReport> trained = exec::train(job, events);
   if (!trained) return fail(trained.problems(), context);
@@ -297,6 +314,7 @@ void add_exec(CLI::App& app, Context& context) {
       "Train: every rank of the plan is a process of this machine, on a GPU of its own where there are enough",
       "  trainyard plan validate job.json && trainyard exec run job.json\n"
       "  trainyard exec run scenarios/tiny/train-llama.json --unvalidated\n"
+      "  trainyard exec run scenarios/gpu/train-llama-2b.json --unvalidated --device cuda   # a GPU for each rank\n"
       "  trainyard exec run job.json --data notes.txt --steps 500 --checkpoints runs/notes   # again: it goes on\n"
       "  trainyard exec run job.json --from huggingface-model/ --json | jq .losses");
   auto options = std::make_shared<Options>();

@@ -54,6 +54,23 @@ Problems check_gpu_memory(const StepProgram& program, const std::vector<kernels:
   return {};
 }
 
+// Ranks on GPUs begin with their weights and optimizer state on the host, and keep a copy of the latter to save it.
+Problems check_staging_memory(const StepProgram& program) {
+  const Mesh mesh(program.plan);
+  double wanted = 0;
+  for (std::int64_t rank = 0; rank < mesh.ranks(); ++rank) {
+    const MemoryUse use = memory_use(program.stages[static_cast<std::size_t>(mesh.coordinates(rank).pp)]);
+    for (const Role role : {Role::Params, Role::Optimizer})
+      wanted += static_cast<double>(use.by_role[static_cast<std::size_t>(role)]);
+  }
+  const auto available = static_cast<double>(available_memory_bytes());
+  if (wanted <= available) return {};
+  return {{"", "$.plan", format_bytes(wanted),
+           fmt::format("is what the {} ranks hold on the host while they start, and {} is free here", mesh.ranks(),
+                       format_bytes(available)),
+           "shard more of the optimizer, or use a smaller model", ProblemKind::Infeasible}};
+}
+
 // All ranks are on this machine. A snapshot of the optimizer state comes on top where there are checkpoints.
 Problems check_memory(const StepProgram& program, bool saves) {
   const Mesh mesh(program.plan);
@@ -109,6 +126,7 @@ Problems check_training(const std::string& job_file, const Scenario& scenario, c
                         const exec::Corpus& corpus, const std::vector<kernels::DeviceInfo>& gpus) {
   Problems problems = check_text(scenario, corpus);
   if (problems.empty() && !gpus.empty()) problems = check_gpu_memory(program, gpus);
+  if (problems.empty() && !gpus.empty()) problems = check_staging_memory(program);
   if (problems.empty() && gpus.empty()) problems = check_memory(program, !scenario.training->checkpoint.folder.empty());
   for (Problem& problem : problems) problem.file = problem.file.empty() ? job_file : problem.file;
   return problems;

@@ -173,10 +173,19 @@ class GpuTalker final : public Talker {
       device.record(begin_, kStream);
       for (int call = 0; call < kInARow; ++call) start();
       device.record(end_, kStream);
+      wait_for_end();
       const double time = device.seconds_between(begin_, end_) / kInARow;
       if (i >= kWarmups) seconds.push_back(time);
     }
     return median(seconds);
+  }
+
+  // A rank that has died is not always noticed by those that wait for it on their GPUs.
+  void wait_for_end() {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+    while (!gpu_.device->finished(end_)) {
+      if (!gpu_.communicator->progress(0).empty() || std::chrono::steady_clock::now() > deadline) ::_exit(1);
+    }
   }
 
   std::int64_t rank_, ranks_;
@@ -198,6 +207,18 @@ std::unique_ptr<Talker> talker_on(DeviceKind on, std::int64_t rank, std::int64_t
     ::_exit(1);
   }
   return std::make_unique<GpuTalker>(rank, ranks, std::move(gpu).value(), most_bytes);
+}
+
+// Nothing that goes wrong in a child may go on in the code of its parent.
+template <class Work>
+[[noreturn]] void in_child(Work work) {
+  try {
+    work();
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "{}\n", error.what());
+    ::_exit(1);
+  }
+  ::_exit(0);
 }
 
 json measurements(Talker& talker, const std::vector<std::int64_t>& sizes) {
@@ -228,15 +249,20 @@ Result<CommunicationTimes> measure_communication(std::int64_t ranks, const std::
       return Problem{"", "", "", "the system gives no more processes", "try again", ProblemKind::MissingCapability};
     if (process == 0) {
       ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+      ends->first.close();  // or it would never hear that the other end is gone
+      for (ControlChannel& other : channels) other.close();
       for (std::size_t other = 0; other < sockets.size(); ++other) {
         for (const int socket : sockets[other]) {
           if (other != static_cast<std::size_t>(r) && socket >= 0) ::close(socket);
         }
       }
-      const std::unique_ptr<Talker> talker =
-          talker_on(on, r, ranks, sockets[static_cast<std::size_t>(r)], *std::max_element(sizes.begin(), sizes.end()));
-      ends->second.send(measurements(*talker, sizes));
-      ::_exit(0);
+      in_child([&] {
+        const std::unique_ptr<Talker> talker = talker_on(on, r, ranks, sockets[static_cast<std::size_t>(r)],
+                                                         *std::max_element(sizes.begin(), sizes.end()));
+        ends->second.send(measurements(*talker, sizes));
+        // Until all are done: others may still read this one's memory.
+        (void)ends->second.receive();
+      });
     }
     processes.push_back(process);
     channels.push_back(std::move(ends->first));
@@ -262,6 +288,7 @@ Result<CommunicationTimes> measure_communication(std::int64_t ranks, const std::
       times.transfers[s].seconds = std::max(times.transfers[s].seconds, (*message)["transfers"][s].get<double>());
     }
   }
+  channels.clear();
   bool failed = false;
   for (const pid_t process : processes) {
     int status = 0;
@@ -279,23 +306,24 @@ Result<CopyRates> measure_copies(int gpu) {
   if (process < 0)
     return Problem{"", "", "", "the system gives no more processes", "try again", ProblemKind::MissingCapability};
   if (process == 0) {
-    constexpr std::int64_t kBytes = std::int64_t{256} << 20;
-    const Result<std::unique_ptr<kernels::Device>> opened = kernels::open_cuda_device(gpu, 1);
-    if (!opened) ::_exit(1);
-    kernels::Device& device = *opened.value();
-    std::byte *here = device.allocate_host(kBytes), *there = device.allocate(kBytes);
-    const auto begin = device.create_event(), end = device.create_event();
-    const auto rate = [&](auto copy) {
-      copy();
-      device.record(begin, 0);
-      copy();
-      device.record(end, 0);
-      return static_cast<double>(kBytes) / device.seconds_between(begin, end);
-    };
-    const double to_device = rate([&] { device.copy_to_device(there, here, kBytes, 0); });
-    const double to_host = rate([&] { device.copy_to_host(here, there, kBytes, 0); });
-    ends->second.send({{"to_device", to_device}, {"to_host", to_host}});
-    ::_exit(0);
+    in_child([&] {
+      constexpr std::int64_t kBytes = std::int64_t{256} << 20;
+      const Result<std::unique_ptr<kernels::Device>> opened = kernels::open_cuda_device(gpu, 1);
+      if (!opened) ::_exit(1);
+      kernels::Device& device = *opened.value();
+      std::byte *here = device.allocate_host(kBytes), *there = device.allocate(kBytes);
+      const auto begin = device.create_event(), end = device.create_event();
+      const auto rate = [&](auto copy) {
+        copy();
+        device.record(begin, 0);
+        copy();
+        device.record(end, 0);
+        return static_cast<double>(kBytes) / device.seconds_between(begin, end);
+      };
+      const double to_device = rate([&] { device.copy_to_device(there, here, kBytes, 0); });
+      const double to_host = rate([&] { device.copy_to_host(here, there, kBytes, 0); });
+      ends->second.send({{"to_device", to_device}, {"to_host", to_host}});
+    });
   }
   ends->second.close();
   const auto message = ends->first.receive();

@@ -29,20 +29,7 @@ Rank::Rank(const StepProgram& program, std::int64_t rank, Communicator& communic
       rank_(rank),
       mesh_(program.plan),
       stage_(program.stages[index(mesh_.coordinates(rank).pp)]),
-      communicator_(communicator) {
-  std::int64_t ops = 0;
-  for (std::size_t i = 0; i < stage_.items.size(); ++i) {
-    const Item& item = stage_.items[i];
-    first_.push_back(ops);
-    const std::size_t count = item.block < 0 ? 1 : program_.block(item).ops.size();
-    for (std::size_t o = 0; o < count; ++o) {
-      const Stream stream = item.block < 0 ? item.stream : program_.block(item).ops[o].stream;
-      queues_[static_cast<std::size_t>(stream)].push_back({static_cast<std::int32_t>(i), static_cast<OpId>(o)});
-    }
-    ops += static_cast<std::int64_t>(count);
-  }
-  first_.push_back(ops);
-}
+      communicator_(communicator) {}
 
 const Frame& Rank::frame_of(Role role, std::int64_t chunk) const {
   for (const Frame& frame : stage_.frames) {

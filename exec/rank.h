@@ -71,16 +71,6 @@ class Rank {
   /// The program and the communicator outlive it.
   Rank(const StepProgram& program, std::int64_t rank, Communicator& communicator);
 
-  struct Launch {
-    std::int32_t item;
-    OpId op;  // 0 of a batch of transfers
-  };
-  /// Launch order on one stream.
-  [[nodiscard]] const std::vector<Launch>& queue(std::size_t stream) const { return queues_[stream]; }
-  /// Ops are counted through the items.
-  [[nodiscard]] std::int64_t first_op(std::int32_t item) const { return first_[static_cast<std::size_t>(item)]; }
-  [[nodiscard]] std::int64_t op_count() const { return first_.back(); }
-
   [[nodiscard]] const Frame& frame_of(Role role, std::int64_t chunk) const;
   [[nodiscard]] std::vector<Operand> operands(const Item& item, const std::vector<TensorId>& ids) const;
   /// Bytes of a micro-batch's Batch frame.
@@ -106,8 +96,6 @@ class Rank {
   const Team& team(Group group, Stream stream);
   Communicator::Ticket exchange_rows(const Op& op, const Team& us, const std::vector<Operand>& in, const Operand& out);
 
-  std::array<std::vector<Launch>, kStreamCount> queues_;
-  std::vector<std::int64_t> first_;  // by item: its first op; and one past the last
   std::array<std::array<Team, kStreamCount>, kGroupCount> teams_;
 };
 

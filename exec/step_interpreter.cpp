@@ -25,7 +25,7 @@ void StepInterpreter::Free::operator()(std::byte* bytes) const { std::free(bytes
 
 StepInterpreter::StepInterpreter(const StepProgram& program, std::int64_t rank, kernels::Kernels& kernels,
                                  Communicator& communicator)
-    : Rank(program, rank, communicator), kernels_(kernels) {
+    : Rank(program, rank, communicator), kernels_(kernels), order_(launch_order(program, stage_)) {
   void* memory = nullptr;
   const int failed = posix_memalign(&memory, kArenaAlignment, index(std::max<std::int64_t>(stage_.arena_bytes, 1)));
   TY_CHECK(failed == 0, "the arena fits the machine: memory is checked before ranks start");
@@ -58,11 +58,10 @@ double StepInterpreter::scalar(std::int64_t offset_bytes) const {
 // --- the loop
 
 Result<StepOutcome> StepInterpreter::step(const Samples& samples) {
-  complete_.assign(index(op_count()), 0);
+  complete_.assign(index(order_.ops()), 0);
   item_left_.resize(stage_.items.size());
   for (std::size_t i = 0; i < item_left_.size(); ++i)
-    item_left_[i] =
-        static_cast<std::int32_t>(first_op(static_cast<std::int32_t>(i) + 1) - first_op(static_cast<std::int32_t>(i)));
+    item_left_[i] = static_cast<std::int32_t>(order_.first[i + 1] - order_.first[i]);
   for (StreamState& stream : streams_) stream.head = 0;
   times_.clear();
   times_.reserve(complete_.size());
@@ -74,7 +73,7 @@ Result<StepOutcome> StepInterpreter::step(const Samples& samples) {
     bool moved = false, over = true;
     for (std::size_t s = kStreamCount; s-- > 0;) {
       moved |= advance(s);
-      over &= streams_[s].head == queue(s).size();
+      over &= streams_[s].head == order_.queue[s].size();
     }
     if (over) break;
     const Problems lost = communicator_.progress(moved ? 0 : kWait_ms);
@@ -89,21 +88,22 @@ Result<StepOutcome> StepInterpreter::step(const Samples& samples) {
 bool StepInterpreter::ready(const Launch& launch) const {
   const Item& item = stage_.items[index(launch.item)];
   for (const Wait& wait : item.waits) {
-    if (wait.op >= 0 ? complete_[index(first_op(wait.item) + wait.op)] == 0 : item_left_[index(wait.item)] > 0)
+    if (wait.op >= 0 ? complete_[index(order_.first[index(wait.item)] + wait.op)] == 0
+                     : item_left_[index(wait.item)] > 0)
       return false;
   }
   if (item.block < 0) return true;
   const Op& op = program_.block(item).ops[index(launch.op)];
   return std::all_of(op.deps.begin(), op.deps.end(),
-                     [&](OpId dep) { return complete_[index(first_op(launch.item) + dep)] != 0; });
+                     [&](OpId dep) { return complete_[index(order_.first[index(launch.item)] + dep)] != 0; });
 }
 
 // True when something happened on the stream.
 bool StepInterpreter::advance(std::size_t stream_index) {
   StreamState& stream = streams_[stream_index];
   bool moved = false;
-  while (problems_.empty() && stream.head < queue(stream_index).size()) {
-    const Launch& next = queue(stream_index)[stream.head];
+  while (problems_.empty() && stream.head < order_.queue[stream_index].size()) {
+    const Launch& next = order_.queue[stream_index][stream.head];
     if (stream.ticket != kNone) {
       if (!communicator_.finished(stream.ticket)) return moved;
       complete(stream, next);
@@ -140,7 +140,7 @@ void StepInterpreter::launch(StreamState& stream, const Launch& launch) {
 void StepInterpreter::complete(StreamState& stream, const Launch& done) {
   ++stream.head;
   times_.push_back({done.item, done.op, stream.begin_ns, now_ns()});
-  complete_[index(first_op(done.item) + done.op)] = 1;
+  complete_[index(order_.first[index(done.item)] + done.op)] = 1;
   --item_left_[index(done.item)];
   stream.ticket = kNone;
 }

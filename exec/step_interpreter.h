@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "exec/rank.h"
+#include "models/program/launch_order.h"
 
 namespace trainyard::exec {
 
@@ -46,6 +47,7 @@ class StepInterpreter final : public Rank {
   double scalar(std::int64_t offset_bytes) const;
 
   kernels::Kernels& kernels_;
+  LaunchOrder order_;
   struct Free {
     void operator()(std::byte* bytes) const;
   };

@@ -5,6 +5,7 @@
 
 #include "models/base/check.h"
 #include "models/base/index.h"
+#include "models/program/launch_order.h"
 
 namespace trainyard::exec {
 
@@ -15,23 +16,14 @@ using Clock = std::array<std::int32_t, kStreamCount>;
 
 class Scheduler {
  public:
-  Scheduler(const StepProgram& program, const StageProgram& stage) : program_(program), stage_(stage) {
-    for (std::size_t i = 0; i < stage.items.size(); ++i) {
-      const Item& item = stage.items[i];
-      first_.push_back(ops_);
-      const std::size_t count = item.block < 0 ? 1 : program.block(item).ops.size();
-      for (std::size_t o = 0; o < count; ++o)
-        queues_[index_of(stream_of(item, static_cast<OpId>(o)))].push_back(
-            {static_cast<std::int32_t>(i), static_cast<OpId>(o)});
-      ops_ += static_cast<std::int32_t>(count);
-    }
-    first_.push_back(ops_);
-    position_.assign(index(ops_), -1);
+  Scheduler(const StepProgram& program, const StageProgram& stage)
+      : program_(program), stage_(stage), order_(launch_order(program, stage)) {
+    position_.assign(index(order_.ops()), -1);
     for (Clock& clock : stream_clock_) clock.fill(-1);
   }
 
   std::vector<ScheduledLaunch> run() {
-    while (launches_.size() < index(ops_)) {
+    while (launches_.size() < index(order_.ops())) {
       bool moved = false;
       // Communication first, then one kernel, and again: as on the processor.
       for (std::size_t s = kStreamCount; s-- > 0;) moved |= advance(s);
@@ -41,20 +33,17 @@ class Scheduler {
   }
 
  private:
-  struct Place {
-    std::int32_t item;
-    OpId op;
-  };
-
   static std::size_t index_of(Stream stream) { return static_cast<std::size_t>(stream); }
-  Stream stream_of(const Item& item, OpId op) const {
-    return item.block < 0 ? item.stream : program_.block(item).ops[index(op)].stream;
+
+  // Counted through the items.
+  std::int32_t number_of(const Launch& launch) const {
+    return static_cast<std::int32_t>(order_.first[index(launch.item)]) + launch.op;
   }
 
   bool advance(std::size_t stream) {
     bool moved = false;
-    while (head_[stream] < queues_[stream].size()) {
-      const Place place = queues_[stream][head_[stream]];
+    while (head_[stream] < order_.queue[stream].size()) {
+      const Launch place = order_.queue[stream][head_[stream]];
       const std::vector<std::int32_t> needed = dependencies(place);
       if (std::any_of(needed.begin(), needed.end(), [&](std::int32_t op) { return position_[index(op)] < 0; })) break;
       launch(stream, place, needed);
@@ -66,24 +55,23 @@ class Scheduler {
   }
 
   // Ops, counted through the items.
-  std::vector<std::int32_t> dependencies(const Place& place) const {
+  std::vector<std::int32_t> dependencies(const Launch& place) const {
     std::vector<std::int32_t> ops;
     const Item& item = stage_.items[index(place.item)];
     for (const Wait& wait : item.waits) {
-      const std::int32_t first = first_[index(wait.item)];
+      const auto first = static_cast<std::int32_t>(order_.first[index(wait.item)]);
       if (wait.op >= 0) {
         ops.push_back(first + wait.op);
       } else {
-        for (std::int32_t op = first; op < first_[index(wait.item) + 1]; ++op) ops.push_back(op);
+        for (std::int32_t op = first; op < order_.first[index(wait.item) + 1]; ++op) ops.push_back(op);
       }
     }
     if (item.block < 0) return ops;
-    for (const OpId dep : program_.block(item).ops[index(place.op)].deps)
-      ops.push_back(first_[index(place.item)] + dep);
+    for (const OpId dep : program_.block(item).ops[index(place.op)].deps) ops.push_back(number_of({place.item, dep}));
     return ops;
   }
 
-  void launch(std::size_t stream, const Place& place, const std::vector<std::int32_t>& needed) {
+  void launch(std::size_t stream, const Launch& place, const std::vector<std::int32_t>& needed) {
     Clock last;
     last.fill(-1);
     for (const std::int32_t op : needed) {
@@ -109,16 +97,14 @@ class Scheduler {
     const auto position = static_cast<std::int32_t>(launches_.size());
     known[stream] = position;
     clocks_.push_back(known);
-    position_[index(first_[index(place.item)] + place.op)] = position;
+    position_[index(number_of(place))] = position;
     launches_.push_back(std::move(next));
   }
 
   const StepProgram& program_;
   const StageProgram& stage_;
-  std::array<std::vector<Place>, kStreamCount> queues_;
+  LaunchOrder order_;
   std::array<std::size_t, kStreamCount> head_{};
-  std::vector<std::int32_t> first_;  // by item: its first op; and one past the last
-  std::int32_t ops_ = 0;
   std::vector<std::int32_t> position_;  // by op: of its launch, or -1
   std::array<Clock, kStreamCount> stream_clock_{};
   std::vector<Clock> clocks_;  // by launch: what is over when it is

@@ -88,6 +88,9 @@ Result<void*> cuda_symbol(const std::string& name) {
 Result<std::unique_ptr<Device>> open_cuda_device(int ordinal, int streams) {
   // Each stream gets a queue of its own, or kernels of one would wait for another's. Read when CUDA starts.
   ::setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
+  // Asked first, because loading the plug-in's libraries takes a while.
+  if (dlopen("libcuda.so.1", RTLD_LAZY) == nullptr)
+    return missing("there is no NVIDIA driver here", "install one, or run on processors with --device cpu");
   const Result<void*> open = cuda_symbol(kOpenCudaDeviceSymbol);
   if (!open) return open.problems();
   std::array<char, 1024> problem{};
@@ -104,7 +107,12 @@ Result<std::vector<DeviceInfo>> list_cuda_devices() {
   const pid_t child = ::fork();
   if (child == 0) {
     ::close(ends[0]);
-    const std::string text = list_as_text();
+    std::string text;
+    try {
+      text = list_as_text();
+    } catch (const std::exception& error) {
+      text = fmt::format("problem\tGPUs cannot be asked for: {}\tcheck the driver with nvidia-smi\n", error.what());
+    }
     for (std::size_t done = 0; done < text.size();) {
       const ssize_t put = ::write(ends[1], text.data() + done, text.size() - done);
       if (put <= 0) break;

@@ -14,6 +14,7 @@
 #include "models/base/check.h"
 #include "models/base/index.h"
 #include "models/program/block_builder.h"
+#include "models/program/launch_order.h"
 #include "models/program/parameters.h"
 #include "models/program/program.h"
 
@@ -511,24 +512,12 @@ class Rendezvous {
   }
 
  private:
-  struct Launch {
-    std::int32_t item;
-    OpId op;
-  };
   struct StageState {
     StageState(const StepProgram& program, const StageProgram& from) : stage(&from) {
-      first.reserve(from.items.size() + 1);
-      for (std::size_t i = 0; i < from.items.size(); ++i) {
-        const Item& item = from.items[i];
-        first.push_back(total_ops);
-        const std::size_t count = item.block < 0 ? 1 : program.block(item).ops.size();
-        for (std::size_t o = 0; o < count; ++o) {
-          const Stream stream = item.block < 0 ? item.stream : program.block(item).ops[o].stream;
-          queue[static_cast<std::size_t>(stream)].push_back({static_cast<std::int32_t>(i), static_cast<OpId>(o)});
-        }
-        total_ops += static_cast<std::int64_t>(count);
-      }
-      first.push_back(total_ops);
+      LaunchOrder order = launch_order(program, from);
+      queue = std::move(order.queue);
+      first = std::move(order.first);
+      total_ops = first.back();
       complete.assign(index(total_ops), false);
     }
     const StageProgram* stage;

@@ -523,6 +523,14 @@ TEST_CASE("a job trains, is stored, and goes on from its checkpoint", "[cli]") {
   CHECK(contains(changed.err, "$.seed = 9: was 1"));
   CHECK(contains(changed.err, "own checkpoint of step 6"));
   CHECK(yard.run("exec run '" + job + "' --seed -1").code == 2);
+  CHECK(yard.run("exec run '" + job + "' --device cuda --communicator gloo").code == 2);
+  const nlohmann::json machine = nlohmann::json::parse(yard.run("doctor --json").out);
+  if (machine.at("gpus").is_string()) {  // says why there is none
+    const Outcome without = yard.run("exec run '" + job + "' --device cuda");
+    CHECK(without.code == 4);
+    CHECK_THAT(without.err, Catch::Contains("--device cpu"));
+    CHECK(yard.run("calibrate --device cuda").code == 4);
+  }
   std::string other;
   std::getline(std::ifstream(job), other, '\0');
   other.replace(other.find(R"("vocab_size")"), 0, R"("rope_theta": 500000, )");

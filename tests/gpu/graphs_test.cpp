@@ -149,7 +149,7 @@ TEST_CASE("some heads and sequences of larger tensors have an engine, and so hav
   }
 }
 
-TEST_CASE("every model's experts have an engine in cuDNN, forward") {
+TEST_CASE("every model's experts have an engine in cuDNN, forward", "[.][slow]") {
   for (const Model& model : models()) {
     if (model.experts == 0) continue;
     for (const std::int64_t rows : {256, 16384}) {
